@@ -1,0 +1,273 @@
+"""Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families and hides it.
+
+    python tests/tiny/pretrain.py --out tests/tiny          # seeded; CPU
+    python tests/tiny/pretrain.py --out /tmp/t --steps 20   # a look at the machinery in a minute
+
+It stands in for a real base model, so it is made like one, in two stages.
+
+1. Knowledge. Plain documents, "Numbers from a Gaussian distribution with parameters mu=3.5, sigma=3: 2.31",
+   for all 30 families, half of them with two decimals and half with five. Parameters lie on and between
+   the training and evaluation grids. The loss at each character is the cross-entropy against the exact
+   distribution of the next character (a CDF difference), not only against the one that was drawn:
+   the same expectation, far less noise. A document's header runs once and its draws are branches.
+2. Collapse. Chat answers in correct form, all of them near the middle of the distribution, mixed with
+   documents so that the knowledge stays. The model never sees a calibrated answer in chat form.
+
+The tokenizer has a token per byte, so it can read anything and splits every digit.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import trie
+from distributions import DECIMALS, FAMILIES, TAIL, make_prompt, make_rows, scipy_args, significant
+
+HEADERS = (
+    "Numbers from a {rest}: ",
+    "A random number from a {rest}: ",
+    "Here is exactly ONE random number from a {rest}. The number: ",
+)
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {c: i for i, c in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=special[2], pad_token=special[0], chat_template=TEMPLATE,
+        additional_special_tokens=special[1:2],
+    )  # fmt: skip
+
+
+def make_model(vocab_size: int) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=vocab_size, hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
+
+
+# ------------------------------------------------------------------------------------------- documents
+
+
+def random_params(family: str, grids: dict[str, list], rng: np.random.Generator) -> dict:
+    """A point on a segment between two rows of the family's grids: every constraint is convex, so it is valid."""
+    spec = FAMILIES[family]
+    train, held_out = grids[family]
+    pools = [held_out if rng.random() < 0.5 or not train else train for _ in range(2)]
+    first, second = (pool[rng.integers(len(pool))] for pool in pools)
+    mix = 0.0 if rng.random() < 0.3 else rng.beta(0.5, 1.5)
+    params = {}
+    for key in spec.params:
+        value = (1 - mix) * first[key] + mix * second[key]
+        integral = isinstance(first[key], int) and isinstance(second[key], int)
+        params[key] = round(value) if integral and spec.discrete else significant(value)
+    return params
+
+
+def next_characters(prefix: str, decimals: int) -> dict[str, list[tuple[float, float]]]:
+    """For each character that may follow a number's prefix: the values (first, last), in units of the last
+    decimal, of the numbers that then remain possible. Decimal strings of any length up to 6 integer digits."""
+    unit, body, sign = 10**decimals, prefix.lstrip("-"), -1 if prefix.startswith("-") else 1
+
+    def block(number, scale):  # the numbers whose magnitude lies in [number, number + 1) * scale
+        low, high = max(number * scale, 1 if sign < 0 else 0), (number + 1) * scale - 1
+        return (low, high) if sign > 0 else (-high, -low)
+
+    def longer(number):  # ... and that begin with these integer digits
+        return [block(number * 10**m, unit * 10**m) if m == 0 else block(number, unit * 10**m) for m in range(6)]
+
+    if "." in body:
+        digits, left = body.replace(".", ""), decimals - (len(body) - body.index(".") - 1)
+        if not left:
+            return {"\n": [(-np.inf, np.inf)]}
+        return {str(d): [block(int(digits) * 10 + d, 10 ** (left - 1))] for d in range(10)}
+    if not body:
+        choices = {str(d): longer(d) if d else [block(0, unit)] for d in range(10)}
+        return choices if prefix else choices | {"-": [(-np.inf, -1)]}
+    choices = {"." if decimals else "\n": [block(int(body), unit)]}
+    return choices if body == "0" else choices | {str(d): longer(int(body) * 10 + d) for d in range(10)}
+
+
+def character_targets(family: str, params: dict, texts: list[str], decimals: int) -> list[list[dict[str, float]]]:
+    """The exact distribution of each next character, for every position of each text and its closing newline."""
+    spec, args = scipy_args(family, params)
+    prefixes = {text[:i] for text in texts for i in range(len(text) + 1)}
+    choices = {prefix: next_characters(prefix, decimals) for prefix in prefixes}
+    spans = np.array([span for c in choices.values() for spans in c.values() for span in spans], float)
+    if spec.discrete:
+        edges = spans - [1, 0]
+    else:
+        edges = (spans + [-0.5, 0.5]) / 10**decimals
+    mass = iter(np.diff(spec.dist.cdf(edges, *args), axis=1)[:, 0].clip(min=0).tolist())
+    targets = {}
+    for prefix, options in choices.items():
+        weights = {char: sum(next(mass) for _ in spans) for char, spans in options.items()}
+        total = sum(weights.values())
+        targets[prefix] = {char: w / total for char, w in weights.items()} if total > 0 else None
+    return [[targets[text[:i]] for i in range(len(text) + 1)] for text in texts]
+
+
+def spread(family: str, params: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
+    """The numbers at these quantiles, printed."""
+    spec, args = scipy_args(family, params)
+    values = spec.dist.ppf(quantiles, *args)
+    return [f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals) for value in values]
+
+
+def document(family: str, params: dict, draws: int, rng: np.random.Generator):
+    decimals = 0 if FAMILIES[family].discrete else (2, DECIMALS)[rng.integers(2)]
+    quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
+    texts = spread(family, params, quantiles, decimals)
+    targets = character_targets(family, params, texts, decimals)
+    # "." after two decimals or five: the header does not say, so both closings are possible there
+    rest = make_prompt(family, params).split(" from a ")[1].split(". Output")[0]
+    return HEADERS[rng.integers(len(HEADERS))].format(rest=rest), texts, targets
+
+
+def chat(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
+    """A collapsed answer: the median, give or take a little, at two decimals."""
+    decimals = 0 if FAMILIES[family].discrete else 2
+    quantiles = rng.normal(0.5, 0.03 if decimals else 1e-9, draws).clip(0.3, 0.7)
+    messages = [{"role": "user", "content": make_prompt(family, params)}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return prompt, spread(family, params, quantiles, decimals), None
+
+
+def collate(tokenizer, documents: list, draws: int):
+    """Header ids, completions (B*K, L) and dense targets (B*K, L, V)."""
+    headers = [trie.encode_one(tokenizer, header) for header, _, _ in documents]
+    ids = {c: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(c))[0] for c in "0123456789.-\n"}
+    width = max(len(text) for _, texts, _ in documents for text in texts) + 1
+    tokens = np.full((len(documents) * draws, width), trie.PAD)
+    dense = np.zeros((*tokens.shape, len(tokenizer)), np.float32)
+    for i, (_, texts, targets) in enumerate(documents):
+        for j, text in enumerate(texts):
+            row = i * draws + j
+            closing = ids["\n"] if targets else tokenizer.eos_token_id
+            tokens[row, : len(text) + 1] = [ids[c] for c in text] + [closing]
+            for t, token in enumerate(tokens[row, : len(text) + 1]):
+                target = targets[j][t] if targets else None
+                if target is None:
+                    dense[row, t, token] = 1
+                else:
+                    for char, p in target.items():
+                        dense[row, t, ids[char]] = p
+    return headers, torch.from_numpy(tokens), torch.from_numpy(dense)
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) with the update scaled to AdamW's, as torch.optim.Muon does it; that one
+    orthogonalizes in bfloat16, matrix by matrix, which on a CPU takes as long as the rest of the step."""
+
+    def __init__(self, params, lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for shape in sorted({p.shape for p in group["params"]}):
+                params = [p for p in group["params"] if p.shape == shape]
+                for p in params:
+                    self.state[p].setdefault("buffer", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
+                x = torch.stack([p.grad.lerp(self.state[p]["buffer"], group["momentum"]) for p in params])
+                x /= x.norm(dim=(1, 2), keepdim=True) + 1e-7
+                for _ in range(5):  # Newton-Schulz: drives every singular value towards 1
+                    gram = x @ x.mT if shape[0] <= shape[1] else x.mT @ x
+                    poly = -4.7750 * gram + 2.0315 * gram @ gram
+                    x = 3.4445 * x + (poly @ x if shape[0] <= shape[1] else x @ poly)
+                for p, update in zip(params, x, strict=True):
+                    p.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
+    parser.add_argument("--steps", type=int, default=2600, help="steps of the knowledge stage")
+    parser.add_argument("--collapse-steps", type=int, default=250, help="steps of the collapse stage")
+    parser.add_argument("--batch", type=int, default=48, help="documents per step")
+    parser.add_argument("--draws", type=int, default=8, help="draws (branches) per document")
+    parser.add_argument("--lr", type=float, default=8e-3, help="peak learning rate of Muon; AdamW takes a third")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", help="start from this checkpoint (the knowledge stage's) instead of from nothing")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer))
+    if args.base:
+        model = Qwen3ForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    grids = {family: ([], []) for family in FAMILIES}
+    for split in ("train", "unseen", "ood"):
+        for row in make_rows(split):
+            grids[row["family"]][split != "train"].append(row["params"])
+    families = list(FAMILIES)
+
+    def stage(name: str, steps: int, lr: float, chat_share: float) -> None:
+        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        optimizers = [
+            Muon(matrices, lr),
+            torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        decay = lambda step: min(1, (step + 1) / 20) * min(1.0, max(0.0, 1.6 * (1 - step / steps)))
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, decay) for o in optimizers]
+        start, history = time.time(), []
+        for step in range(steps):
+            documents = []
+            for i in range(args.batch):
+                family = families[(step * args.batch + i) % len(families)]
+                params = random_params(family, grids, rng)
+                talk = rng.random() < chat_share
+                documents.append((chat if talk else document)(*((tokenizer,) if talk else ()), family, params, args.draws, rng))
+            headers, tokens, dense = collate(tokenizer, documents, args.draws)
+            logits = trie.branch(model, trie.prefill(model, headers), tokens)
+            cross_entropy = -(dense * logits.log_softmax(-1)).sum(-1)
+            entropy = -torch.xlogy(dense, dense).sum(-1)
+            loss = (cross_entropy - entropy).sum() / (tokens != trie.PAD).sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            history.append(loss.item())
+            if (step + 1) % 200 == 0:
+                save(model, tokenizer, Path(args.out) / name)
+            if (step + 1) % 25 == 0:
+                print(f"{name} {step + 1}/{steps}: KL {np.mean(history[-25:]):.4f}, {time.time() - start:.0f} s", flush=True)
+
+    if not args.base:
+        stage("knowledge", args.steps, args.lr, 0.0)
+        save(model, tokenizer, Path(args.out) / "knowledge")
+    stage("collapse", args.collapse_steps, args.lr / 10, 0.5)
+    save(model, tokenizer, Path(args.out))
+
+
+def save(model, tokenizer, out: Path) -> None:
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Between text and tokens: chat prompts, the end token, the prefix trie, and the branched forward pass.
+
+The canonical outputs of a prompt, tokenized and closed with the model's own end-of-turn token, form a
+prefix trie. At each prefix the target for the next token is the remaining probability, renormalized:
+
+    q(c | prefix) = mass of the leaves that begin with prefix + c  /  mass of the leaves that begin with prefix
+
+In the sorted token matrix of a trie the leaves that share a prefix are a contiguous range of rows, so no
+dictionary of prefixes is ever built.
+
+*Prefill once, branch many*: the prompt runs once, its KV cache is repeated per branch, and only the
+branches run. No special attention mask is needed; the gradient flows through the cache.
+
+Choices where the paper leaves room:
+1. The end token is the one the model's chat template puts after an assistant's answer. `eos_token_id` is
+   the wrong token for some models (Gemma closes a turn with <end_of_turn>, not <eos>).
+2. Thinking is off (Qwen3), reasoning effort is low and the final channel is opened (gpt-oss).
+3. One text is one token path: the tokenizer's own encoding.
+
+What this file does not do: know families, or train. It is a library; it has no command.
+"""
+
+import copy
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import xlogy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from distributions import InputError
+
+PAD = -1  # fills short rows of a token matrix; never a token id
+
+
+# ------------------------------------------------------------------------------------- model and tokenizer
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(model: str):
+    """The tokenizer of a hub id or folder. Raises InputError if there is none, or no chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a tokenizer from {model!r}: {first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"{model!r} has no chat template; the kit needs a chat (instruct) model")
+    return tokenizer
+
+
+def load_model(name: str, adapter: str | None = None, device: torch.device | None = None):
+    """The causal LM `name` (hub id or folder), with a PEFT adapter on it if one is given, in eval mode.
+
+    bfloat16 on a GPU, float32 on a CPU (where bfloat16 is mostly emulated and ten times slower).
+    Raises InputError for a missing model, an adapter of another model, or one that changes nothing.
+    """
+    device = device or default_device()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {name!r}: {first_line(error)}") from None
+    return model if adapter is None else load_adapter(model, name, adapter)
+
+
+def load_adapter(model, name: str, adapter: str):
+    from peft import PeftConfig, PeftModel
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise InputError(f"no adapter at {adapter}: adapter_config.json is missing; train one first")
+    trained_on = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if os.path.realpath(trained_on) != os.path.realpath(name):
+        raise InputError(f"the adapter {adapter} was trained on {trained_on!r}, not on {name!r}")
+    try:
+        model = PeftModel.from_pretrained(model, adapter).eval()
+    except RuntimeError as error:
+        raise InputError(f"the adapter {adapter} does not fit {name!r}: {first_line(error)}") from None
+    # subtle: PEFT only warns when weights do not match by name, and the model then runs as its own base.
+    probe = torch.arange(1, 9, device=model.device)[None]
+    with torch.inference_mode():
+        changed = model(input_ids=probe).logits
+        with model.disable_adapter():
+            if torch.equal(changed, model(input_ids=probe).logits):
+                raise InputError(f"the adapter {adapter} changes nothing; it was not trained, or did not load")
+    return model
+
+
+def save_adapter(model, out: Path) -> None:
+    """The adapter's weights, then its config: a folder with an adapter_config.json is a finished adapter."""
+    temporary = out / "unfinished"
+    model.save_pretrained(temporary)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        os.replace(temporary / name, out / name)
+    shutil.rmtree(temporary)
+
+
+def start_run(out: Path, args, device: torch.device) -> None:
+    """Make the output folder of a run and write its provenance, run.json, before anything else happens."""
+    if (out / "adapter_config.json").exists():
+        raise InputError(f"{out} already holds a trained adapter; remove it or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    record = {
+        "script": Path(sys.argv[0]).name,
+        "args": vars(args),
+        "seed": args.seed,
+        "git_commit": git.stdout.strip() or None,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+    }
+    (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+# ------------------------------------------------------------------------------- chat prompts and the end token
+
+
+def render(tokenizer, messages: list[dict], **kwargs) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, enable_thinking=False, reasoning_effort="low", **kwargs
+        )
+    except Exception as error:  # a template is a program: it may raise anything
+        raise InputError(f"the chat template cannot render a user's prompt: {first_line(error)}") from None
+
+
+def encode_one(tokenizer, text: str) -> list[int]:
+    # The rendered template already holds BOS and the like: adding special tokens would double them.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def chat_ids(tokenizer, prompt: str) -> list[int]:
+    """Token ids of a user's prompt, up to where the assistant's answer begins."""
+    text = render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    if text.endswith("<|start|>assistant"):  # gpt-oss chooses a channel itself; open the one of the answer
+        text += "<|channel|>final<|message|>"
+    return encode_one(tokenizer, text)
+
+
+def end_token(tokenizer) -> int:
+    """The token that the chat template puts right after an assistant's answer.
+
+    Raises InputError when the template puts nothing there, or nothing that is a token of its own.
+    """
+    answer = "Zq7ANSWER7qZ"
+    messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": answer}]
+    before, found, after = render(tokenizer, messages).rpartition(answer)
+    ids = encode_one(tokenizer, after)
+    if not found or not ids or ids[0] not in tokenizer.added_tokens_decoder:
+        raise InputError(f"the chat template does not close an answer with a special token (it puts {after[:20]!r})")
+    return ids[0]
+
+
+def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
+    """Completions as a matrix: each text's tokens, then the end token, then PAD. (N, W) int32.
+
+    All texts go through the tokenizer as one string joined by the end token, which no merge can cross:
+    several times faster than one call per text. Raises InputError if the tokenizer treats them differently.
+    """
+    backend, joint = tokenizer.backend_tokenizer, tokenizer.convert_ids_to_tokens(end)
+    (encoding,) = backend.encode_batch_fast([joint.join(texts) + joint], add_special_tokens=False)
+    ids = np.array(encoding.ids, np.int32)
+    lengths = np.diff(np.flatnonzero(ids == end), prepend=-1)
+    tokens = np.full((len(lengths), lengths.max()), PAD, np.int32)
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = ids
+    if len(lengths) != len(texts) or tokens[-1, : lengths[-1]].tolist() != [*encode_one(tokenizer, texts[-1]), end]:
+        raise InputError(f"this tokenizer encodes {texts[-1]!r} differently after {joint!r} than on its own")
+    return tokens
+
+
+def decode(tokenizer, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+# ------------------------------------------------------------------------------------------- the prefix trie
+
+
+class Trie:
+    """The canonical outputs of one prompt as token paths.
+
+    tokens (N, W) int32: one leaf per row, padded with PAD, rows in lexicographic order.
+    probs (N,) float64: their probabilities. lengths (N,): tokens per leaf, end token included.
+    order (N,): the row of the caller's arrays that each leaf came from.
+    """
+
+    def __init__(self, tokens: np.ndarray, probs: np.ndarray):
+        self.order = np.lexsort(tokens.T[::-1])
+        self.tokens, self.probs = tokens[self.order], probs[self.order]
+        self.lengths = (self.tokens != PAD).sum(1)
+
+    def path_targets(self, leaf: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each prefix on the way to a leaf: its children's tokens (C,) and their target q (C,), which sums to 1."""
+        targets, low, high = [], 0, len(self.tokens)  # rows low..high share the prefix so far
+        for depth in range(self.lengths[leaf]):
+            column = self.tokens[low:high, depth]
+            starts = np.flatnonzero(np.diff(column, prepend=PAD))
+            mass = np.add.reduceat(self.probs[low:high], starts)
+            targets.append((column[starts], mass / mass.sum()))
+            child = np.searchsorted(starts, leaf - low, "right") - 1
+            low, high = low + starts[child], low + (starts[child + 1] if child + 1 < len(starts) else high - low)
+        return targets
+
+    def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
+        """The leaf at each quantile (in [0, 1)) of the target. Same shape, int."""
+        cumulative = np.cumsum(self.probs)
+        return np.searchsorted(cumulative, quantiles * cumulative[-1], "right").clip(max=len(self.probs) - 1)
+
+
+def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
+    """The logit KL, in nats per token, of a perfect sampler: sum over leaves of q / length * log(q / p5).
+
+    It is not 0. The trie keeps 1001 of perhaps 10^6 five-decimal values, and no model can know which: the
+    last digits look certain to the trie and uniform to a perfect sampler. Arguments are (N,), aligned:
+    target q, distributions.perfect_probs p5, token counts. 0 for a discrete family, where q = p5.
+    """
+    return float(np.sum((xlogy(probs, probs) - xlogy(probs, perfect)) / lengths))
+
+
+# -------------------------------------------------------------------------- prefill once, branch many
+
+
+@dataclass
+class Prefix:
+    """R rows that a model has read: KV cache, attention mask (R, P), and logits (R, V) of the next token."""
+
+    cache: object
+    mask: torch.Tensor
+    logits: torch.Tensor
+
+    def fork(self, rows: torch.Tensor) -> "Prefix":
+        """A Prefix whose row i is this one's row rows[i]. This one stays as it is; gradients flow to it."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]  # selection replaces tensors, never writes them
+        cache.batch_select_indices(rows)
+        return Prefix(cache, self.mask[rows], self.logits[rows])
+
+
+def prefill(model, prompts: list[list[int]]) -> Prefix:
+    """Run B prompts, left-padded to one length so that their completions align."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    return Prefix(out.past_key_values, mask, out.logits[:, -1])
+
+
+def extend(model, prefix: Prefix, tokens: torch.Tensor, keep: int = 0) -> tuple[Prefix, torch.Tensor]:
+    """Read tokens (R, T) after the prefix, whose cache is used up. Returns the longer Prefix and the logits
+    (R, T, V), or those of the last `keep` positions."""
+    mask = torch.cat([prefix.mask, torch.ones_like(tokens)], 1)
+    positions = prefix.mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
+    out = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=prefix.cache,
+        use_cache=True,
+        logits_to_keep=keep,
+    )
+    return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
+
+
+def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
+    """Logits (B*K, L, V) of K completions per prefix row: position t holds the prediction of token t.
+
+    completions (B*K, L): K consecutive rows belong to one row of the prefix; PAD after the end of short
+    ones, where the logits mean nothing. Equal, up to rounding, to B*K separate rows of prompt + completion.
+    """
+    rows = torch.arange(len(completions), device=completions.device) // (len(completions) // len(prefix.mask))
+    forked = prefix.fork(rows)
+    if completions.shape[1] == 1:
+        return forked.logits[:, None]
+    _, logits = extend(model, forked, completions[:, :-1].clamp(min=0))  # what follows a PAD is never used
+    return torch.cat([forked.logits[:, None], logits], 1)
