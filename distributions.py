@@ -378,8 +378,8 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line, like every other complaint, instead of a usage page."""
 
-    def __init__(self, docstring: str):
-        super().__init__(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message):
         raise InputError(f"{message}; --help lists the options")
@@ -413,7 +413,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    parser = Parser(__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", required=True, help="folder for train.jsonl, unseen.jsonl and ood.jsonl")
     out = Path(parser.parse_args().out)
     for split in ("train", "unseen", "ood"):

@@ -73,7 +73,7 @@ def stack(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def main() -> None:
-    parser = Parser(__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
     parser.add_argument("--data", required=True, help="prompt rows (train.jsonl)")
     parser.add_argument("--out", required=True, help="adapter folder to write")
@@ -90,6 +90,9 @@ def main() -> None:
         raise InputError(f"--branches {args.branches} must divide --draws {args.draws}")
 
     rows = read_prompts([args.data], args.limit)
+    out = Path(args.out)
+    if (out / "adapter_config.json").exists():
+        raise InputError(f"{out} already holds a trained adapter; remove it or choose another --out")
     tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
     end = trie.end_token(tokenizer)
     torch.manual_seed(args.seed)
@@ -99,8 +102,7 @@ def main() -> None:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )  # fmt: skip
     model = get_peft_model(model, lora).train()
-    out = Path(args.out)
-    trie.start_run(out, args, device)
+    trie.write_run(out / "run.json", args, device)
 
     # Everything is drawn before the first step, each prompt from its own random stream.
     data = [

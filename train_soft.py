@@ -31,21 +31,21 @@ from transformers import get_cosine_schedule_with_warmup
 
 import trie
 from distributions import (
-    Parser, canonical_outputs, mixed_batches, perfect_probs, positive_float, positive_int, prompt_rng, read_prompts, run,
+    InputError, Parser, canonical_outputs, mixed_batches, perfect_probs, positive_float, positive_int, prompt_rng,
+    read_prompts, run,
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------- the objective: edit here
 
 
-def soft_loss(logits: torch.Tensor, target: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of the mean over a path's prefixes of KL(target || model), in nats.
+def soft_loss(logits: torch.Tensor, tokens: torch.Tensor, q: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the mean over a path's prefixes of KL(target || model), in nats per token.
 
-        KL = sum_c q(c) (log q(c) - log p(c)),    p = softmax over the full vocabulary
+        KL(prefix) = sum over its children c of  q(c) (log q(c) - log p(c))
 
-    logits (R, L, V): the model's. target: (tokens, q), both (R, L, C): the children of each prefix and
-    their probabilities, which sum to 1, filled up with q = 0. real (R, L): which prefixes exist.
+    logits (R, L, V): the model's; p is their softmax over the full vocabulary. tokens, q (R, L, C): the
+    children of each prefix and their probabilities, filled up with q = 0. real (R, L): which prefixes exist.
     """
-    tokens, q = target
     log_p = logits.float().log_softmax(-1).gather(-1, tokens)  # (R, L, C)
     kl = (torch.xlogy(q, q) - q * log_p).sum(-1)  # (R, L)
     return ((kl * real).sum(1) / real.sum(1)).mean()
@@ -62,33 +62,17 @@ def prepare(tokenizer, end: int, row: dict, paths: int, rng: np.random.Generator
     leaves = tree.quantile_leaves(rng.random(paths))
     return {
         "prompt": trie.chat_ids(tokenizer, row["prompt"]),
-        "paths": [tree.tokens[leaf, : tree.lengths[leaf]] for leaf in leaves],
+        "paths": [tree.path(leaf) for leaf in leaves],
         "targets": [tree.path_targets(leaf) for leaf in leaves],
         "floor": trie.kl_floor(tree.probs, perfect, tree.lengths),
     }
-
-
-def collate(paths: list[np.ndarray], targets: list[list], device) -> tuple[torch.Tensor, tuple]:
-    """Completions (R, L), filled up with PAD, and soft_loss's target: tokens and q, both (R, L, C)."""
-    length = max(map(len, paths))
-    children = max(len(tokens) for path in targets for tokens, _ in path)
-    completions = np.full((len(paths), length), trie.PAD)
-    tokens = np.zeros((len(paths), length, children), np.int64)
-    q = np.zeros(tokens.shape, np.float32)
-    for r, (path, target) in enumerate(zip(paths, targets, strict=True)):
-        completions[r, : len(path)] = path
-        for t, (child_tokens, child_q) in enumerate(target):
-            tokens[r, t, : len(child_tokens)] = child_tokens
-            q[r, t, : len(child_q)] = child_q
-    to = lambda array: torch.from_numpy(array).to(device)
-    return to(completions), (to(tokens), to(q))
 
 
 # ----------------------------------------------------------------------------------------------- the loop
 
 
 def main() -> None:
-    parser = Parser(__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
     parser.add_argument("--data", required=True, help="prompt rows (train.jsonl)")
     parser.add_argument("--out", required=True, help="adapter folder to write")
@@ -102,6 +86,9 @@ def main() -> None:
     args = parser.parse_args()
 
     rows = read_prompts([args.data], args.limit)
+    out = Path(args.out)
+    if (out / "adapter_config.json").exists():
+        raise InputError(f"{out} already holds a trained adapter; remove it or choose another --out")
     tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
     end = trie.end_token(tokenizer)
     torch.manual_seed(args.seed)
@@ -111,8 +98,7 @@ def main() -> None:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )  # fmt: skip
     model = get_peft_model(model, lora).train()
-    out = Path(args.out)
-    trie.start_run(out, args, device)
+    trie.write_run(out / "run.json", args, device)
 
     # Everything is drawn before the first step, each prompt from its own random stream.
     data = [
@@ -137,9 +123,9 @@ def main() -> None:
                 prompts = [data[i]["prompt"] for i in part]
                 paths = [path for i in part for path in data[i]["paths"][drawn]]
                 targets = [target for i in part for target in data[i]["targets"][drawn]]
-                completions, target = collate(paths, targets, device)
+                completions, children, q = (torch.from_numpy(x).to(device) for x in trie.pad_targets(paths, targets))
                 logits = trie.branch(model, trie.prefill(model, prompts), completions)  # (B * K, L, V)
-                part_loss = soft_loss(logits, target, completions != trie.PAD) * len(part) / len(batch)
+                part_loss = soft_loss(logits, children, q, completions != trie.PAD) * len(part) / len(batch)
                 part_loss.backward()
                 loss += part_loss.detach()
                 tokens += sum(map(len, prompts)) + sum(map(len, paths))

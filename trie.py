@@ -92,6 +92,8 @@ def load_adapter(model, name: str, adapter: str):
     probe = torch.arange(1, 9, device=model.device)[None]
     with torch.inference_mode():
         changed = model(input_ids=probe).logits
+        if not changed.isfinite().all():
+            raise InputError(f"the adapter {adapter} makes logits that are not finite; its training diverged")
         with model.disable_adapter():
             if torch.equal(changed, model(input_ids=probe).logits):
                 raise InputError(f"the adapter {adapter} changes nothing; it was not trained, or did not load")
@@ -99,7 +101,7 @@ def load_adapter(model, name: str, adapter: str):
 
 
 def save_adapter(model, out: Path) -> None:
-    """The adapter's weights, then its config: a folder with an adapter_config.json is a finished adapter."""
+    """Write the adapter's weights, then its config: a folder with an adapter_config.json is a finished adapter."""
     temporary = out / "unfinished"
     model.save_pretrained(temporary)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
@@ -107,12 +109,11 @@ def save_adapter(model, out: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def start_run(out: Path, args, device: torch.device) -> None:
-    """Make the output folder of a run and write its provenance, run.json, before anything else happens."""
-    if (out / "adapter_config.json").exists():
-        raise InputError(f"{out} already holds a trained adapter; remove it or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+def write_run(path: Path, args, device: torch.device) -> None:
+    """Write a run's provenance. Every script that uses a model does so before anything else happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
     record = {
         "script": Path(sys.argv[0]).name,
         "args": vars(args),
@@ -120,10 +121,19 @@ def start_run(out: Path, args, device: torch.device) -> None:
         "git_commit": git.stdout.strip() or None,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")},
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} (CPU)",
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        return info.split("model name")[1].split(":")[1].split("\n")[0].strip()
+    except (OSError, IndexError):  # not Linux, or an architecture that does not say
+        return platform.processor() or platform.machine()
 
 
 def first_line(error: Exception) -> str:
@@ -218,10 +228,30 @@ class Trie:
             low, high = low + starts[child], low + (starts[child + 1] if child + 1 < len(starts) else high - low)
         return targets
 
+    def path(self, leaf: int) -> np.ndarray:
+        """A leaf's tokens, the end token included."""
+        return self.tokens[leaf, : self.lengths[leaf]]
+
     def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
         """The leaf at each quantile (in [0, 1)) of the target. Same shape, int."""
         cumulative = np.cumsum(self.probs)
         return np.searchsorted(cumulative, quantiles * cumulative[-1], "right").clip(max=len(self.probs) - 1)
+
+
+def pad_targets(paths: list[np.ndarray], targets: list[list]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """R paths and their path_targets as arrays: completions (R, L), filled up with PAD; the children of each
+    prefix, tokens (R, L, C) int64, and their probabilities q (R, L, C) float32, filled up with 0."""
+    length = max(map(len, paths))
+    children = max(len(tokens) for path in targets for tokens, _ in path)
+    completions = np.full((len(paths), length), PAD, np.int64)
+    tokens = np.zeros((len(paths), length, children), np.int64)
+    q = np.zeros(tokens.shape, np.float32)
+    for r, (path, target) in enumerate(zip(paths, targets, strict=True)):
+        completions[r, : len(path)] = path
+        for t, (child_tokens, child_q) in enumerate(target):
+            tokens[r, t, : len(child_tokens)] = child_tokens
+            q[r, t, : len(child_q)] = child_q
+    return completions, tokens, q
 
 
 def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
