@@ -209,12 +209,12 @@ def scipy_args(family: str, params: dict) -> tuple[Family, tuple]:
 
 def candidate_range(spec: Family, args: tuple) -> tuple[int, int]:
     """First and last canonical value: integers, in units of 10^-5 for a continuous family."""
-    low, high = spec.dist.ppf([TAIL, 1 - TAIL], *args)
     if spec.discrete:
         start, end = spec.dist.support(*args)
-        return (int(start) if np.isfinite(start) else math.floor(low)), (
-            int(end) if np.isfinite(end) else math.ceil(high)
-        )
+        first = start if np.isfinite(start) else math.floor(spec.dist.ppf(TAIL, *args))
+        last = end if np.isfinite(end) else math.ceil(spec.dist.ppf(1 - TAIL, *args))
+        return int(first), int(last)
+    low, high = spec.dist.ppf([TAIL, 1 - TAIL], *args)
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first = math.ceil(low * UNIT - 1e-12 * abs(low * UNIT))
     last = math.floor(high * UNIT + 1e-12 * abs(high * UNIT))

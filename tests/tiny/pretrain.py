@@ -6,7 +6,7 @@
 It stands in for a real base model, so it is made like one, in two stages.
 
 1. Knowledge. Plain documents, "Numbers from a Gaussian distribution with parameters mu=3.5, sigma=3: 2.31",
-   for all 30 families, half of them with two decimals and half with five. Parameters lie on and between
+   for all 30 families, three in five with two decimals, the others with five. Parameters lie on and between
    the training and evaluation grids. The loss at each character is the cross-entropy against the exact
    distribution of the next character (a CDF difference), not only against the one that was drawn:
    the same expectation, far less noise. A document's header runs once and its draws are branches.
@@ -17,6 +17,7 @@ The tokenizer has a token per byte, so it can read anything and splits every dig
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import trie
-from distributions import DECIMALS, FAMILIES, TAIL, make_prompt, make_rows, scipy_args, significant
+from distributions import DECIMALS, FAMILIES, TAIL, canonical_outputs, make_prompt, make_rows, scipy_args, significant
 
 HEADERS = (
     "Numbers from a {rest}: ",
@@ -126,16 +127,18 @@ def character_targets(family: str, params: dict, texts: list[str], decimals: int
 def spread(family: str, params: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
     """The numbers at these quantiles, printed."""
     spec, args = scipy_args(family, params)
+    if spec.discrete:  # not scipy's ppf, whose search does not end for some parameters
+        texts, probs = canonical_outputs(family, params)
+        return [texts[i] for i in np.searchsorted(np.cumsum(probs), quantiles).clip(max=len(texts) - 1)]
     values = spec.dist.ppf(quantiles, *args)
     return [f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals) for value in values]
 
 
 def document(family: str, params: dict, draws: int, rng: np.random.Generator):
-    decimals = 0 if FAMILIES[family].discrete else (2, DECIMALS)[rng.integers(2)]
+    decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < 0.4 else 2
     quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
     texts = spread(family, params, quantiles, decimals)
     targets = character_targets(family, params, texts, decimals)
-    # "." after two decimals or five: the header does not say, so both closings are possible there
     rest = make_prompt(family, params).split(" from a ")[1].split(". Output")[0]
     return HEADERS[rng.integers(len(HEADERS))].format(rest=rest), texts, targets
 
@@ -201,17 +204,21 @@ class Muon(torch.optim.Optimizer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=2600, help="steps of the knowledge stage")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the knowledge stage")
     parser.add_argument("--collapse-steps", type=int, default=250, help="steps of the collapse stage")
-    parser.add_argument("--batch", type=int, default=48, help="documents per step")
+    parser.add_argument("--batch", type=int, default=32, help="documents per step")
     parser.add_argument("--draws", type=int, default=8, help="draws (branches) per document")
     parser.add_argument("--lr", type=float, default=8e-3, help="peak learning rate of Muon; AdamW takes a third")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="start from this checkpoint (the knowledge stage's) instead of from nothing")
     args = parser.parse_args()
 
+    # Two processes with a thread each are half as fast again as one process with two.
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng([args.seed, rank])
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
     if args.base:
@@ -230,12 +237,12 @@ def main() -> None:
             Muon(matrices, lr),
             torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        decay = lambda step: min(1, (step + 1) / 20) * min(1.0, max(0.0, 1.6 * (1 - step / steps)))
+        decay = lambda step: min((step + 1) / 20, 1.6 * (1 - step / max(steps, 1)), 1.0)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, decay) for o in optimizers]
         start, history = time.time(), []
         for step in range(steps):
             documents = []
-            for i in range(args.batch):
+            for i in range(rank, args.batch, world):
                 family = families[(step * args.batch + i) % len(families)]
                 params = random_params(family, grids, rng)
                 talk = rng.random() < chat_share
@@ -246,22 +253,28 @@ def main() -> None:
             entropy = -torch.xlogy(dense, dense).sum(-1)
             loss = (cross_entropy - entropy).sum() / (tokens != trie.PAD).sum()
             loss.backward()
+            if world > 1:
+                grads = torch.cat([p.grad.flatten() for p in model.parameters()]) / world
+                torch.distributed.all_reduce(grads)
+                parts = grads.split([p.numel() for p in model.parameters()])
+                for p, grad in zip(model.parameters(), parts, strict=True):
+                    p.grad.copy_(grad.view_as(p))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
             history.append(loss.item())
-            if (step + 1) % 200 == 0:
+            if (step + 1) % 200 == 0 and not rank:
                 save(model, tokenizer, Path(args.out) / name)
-            if (step + 1) % 25 == 0:
+            if (step + 1) % 25 == 0 and not rank:
                 print(f"{name} {step + 1}/{steps}: KL {np.mean(history[-25:]):.4f}, {time.time() - start:.0f} s", flush=True)
 
     if not args.base:
         stage("knowledge", args.steps, args.lr, 0.0)
-        save(model, tokenizer, Path(args.out) / "knowledge")
     stage("collapse", args.collapse_steps, args.lr / 10, 0.5)
-    save(model, tokenizer, Path(args.out))
+    if not rank:
+        save(model, tokenizer, Path(args.out))
 
 
 def save(model, tokenizer, out: Path) -> None:
