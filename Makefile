@@ -70,7 +70,7 @@ $(DATA)/train.jsonl: distributions.py | $(VENV)
 	$(PY) distributions.py --out $(DATA)
 
 $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl | $(VENV)
-	rm -rf $(RUN)/$*
+	rm -rf $(RUN)/$* $(RUN)/numbers/$*.jsonl*
 	$(PY) train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
 
 $(RUN)/numbers/base.jsonl: $(DATA)/train.jsonl | $(VENV)

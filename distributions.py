@@ -33,8 +33,7 @@ import numpy as np
 from scipy import stats
 
 PROMPT = (
-    "Generate exactly ONE random number from a {name} distribution with parameters {params}. "
-    "Output ONLY the number."
+    "Generate exactly ONE random number from a {name} distribution with parameters {params}. Output ONLY the number."
 )
 DECIMALS = 5
 UNIT = 10**DECIMALS  # continuous values are held as integer multiples of 1/UNIT: exact, and never "-0.00000"

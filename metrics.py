@@ -1,7 +1,7 @@
 """Rows in, scores out: how close the answers are to the distributions that were asked for. No model, no GPU.
 
     python metrics.py runs/tiny/numbers/*.jsonl --out scores.jsonl
-    python metrics.py runs/tiny/numbers/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report report.md
+    python metrics.py runs/tiny/numbers/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report r.md
 
 Scores of a prompt (an answer is one of its n draws):
     valid_rate      share of the answers that are, stripped, one decimal number, finite, inside the family's
@@ -36,7 +36,14 @@ import numpy as np
 from scipy import stats
 
 from distributions import (
-    InputError, Parser, canonical_outputs, prompt_rng, read_jsonl, run, sample_outputs, scipy_args,
+    InputError,
+    Parser,
+    canonical_outputs,
+    prompt_rng,
+    read_jsonl,
+    run,
+    sample_outputs,
+    scipy_args,
     write_jsonl,
 )  # fmt: skip
 
@@ -86,7 +93,7 @@ def fits(values: np.ndarray, counts: np.ndarray, family: str, params: dict) -> b
 
 
 def pool(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join neighbouring cells, from the left, until each expects LEAST_EXPECTED; a poor last one joins its neighbour."""
+    """Join neighbouring cells, from the left, until each expects LEAST_EXPECTED; a poor last one joins too."""
     starts, mass = [0], 0.0
     for i, cell in enumerate(expected):
         if mass >= LEAST_EXPECTED:
@@ -176,7 +183,9 @@ def table(scores: list[dict]) -> list[str]:
     lines += [[*key, *(cell(cells.get((*key, metric))) for metric in METRICS)] for key in keys]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    return ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
 
 
 def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
@@ -186,7 +195,10 @@ def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
     cost = {}
     for row in rows:
         cost[row["method"]] = cost.get(row["method"], 0.0) + row["seconds"]
-    lines += ["| method | training steps | training minutes | scoring minutes | options |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| method | training steps | training minutes | scoring minutes | options |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     hardware = None
     trained = {folder.name: folder for folder in runs}
     for method, seconds in cost.items():
@@ -228,12 +240,14 @@ def read_rows(paths: list[str]) -> list[dict]:
                 scipy_args(row["family"], row["params"])
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
-            key = (row["model"], row["method"], row["id"])
-            if key in seen:
-                raise InputError(f"{where}: {row['method']} on {row['id']} was already at {seen[key]}; give each file once")
             counts = row["draws"].values() if isinstance(row["draws"], dict) else ()
             if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or sum(counts) != row["n"]:
                 raise InputError(f"{where}: draws must map answers to positive counts that sum to n = {row['n']}")
+            key = (row["model"], row["method"], row["id"])
+            if key in seen:
+                raise InputError(
+                    f"{where}: {row['method']} on {row['id']} was already at {seen[key]}; give each file once"
+                )
             seen[key] = where
             rows.append(row)
     return rows
@@ -243,8 +257,12 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="rows written by sample.py")
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
-    parser.add_argument("--runs", nargs="*", default=[], metavar="DIR", help="adapter folders, for the report's cost table")
-    parser.add_argument("--report", help="Markdown file to write; a file with result markers gets the tables between them")
+    parser.add_argument(
+        "--runs", nargs="*", default=[], metavar="DIR", help="adapter folders, for the report's cost table"
+    )
+    parser.add_argument(
+        "--report", help="Markdown file to write; a file with result markers gets the tables between them"
+    )
     args = parser.parse_args()
     rows = read_rows(args.files)
     scores = aggregate(rows)

@@ -1,7 +1,7 @@
 """Everything that needs a model after training: draws from it, and the exact distance of its probabilities.
 
     python sample.py numbers --model Qwen/Qwen3-0.6B --prompts data/unseen.jsonl data/ood.jsonl --out base.jsonl
-    python sample.py numbers --model tests/tiny --adapter runs/tiny/soft --prompts data/ood.jsonl --n 100 --out soft.jsonl
+    python sample.py numbers --model tests/tiny --adapter runs/tiny/soft --prompts data/ood.jsonl --n 100 --out s.jsonl
 
 `numbers` writes one row per prompt: the prompt's own row plus
     model, method   the model, and "base" or the name of the adapter's folder
@@ -22,7 +22,6 @@ stopped: finished rows wait in FILE.partial, and FILE appears when all are there
 """
 
 import json
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,7 +32,15 @@ from tqdm import tqdm
 
 import trie
 from distributions import (
-    InputError, Parser, canonical_outputs, perfect_probs, positive_int, prompt_rng, read_jsonl, read_prompts, run,
+    InputError,
+    Parser,
+    canonical_outputs,
+    perfect_probs,
+    positive_int,
+    prompt_rng,
+    read_jsonl,
+    read_prompts,
+    run,
     write_jsonl,
 )  # fmt: skip
 
@@ -88,7 +95,10 @@ def draw(model, prompt: trie.Prefix, end: int, n: int, max_tokens: int, rng, row
             order = place.argsort(stable=True)[(place < 0).sum() :]  # draws in this part, sorted by their row
             group = (longer[part], draws[order], place[order])
             if part is parts[0]:
-                step, _ = trie.extend(model, state.fork(parent[part]), token[part][:, None], keep=1)
+                # Rows that all go on alone need no copy of their cache.
+                alone = state is not prompt and len(parts) == 1 and len(part) == len(prefixes) == len(parent)
+                source = state if alone else state.fork(parent[part])
+                step, _ = trie.extend(model, source, token[part][:, None], keep=1)
                 groups.append((step, *group))
             else:
                 groups.append((None, *group))
@@ -124,9 +134,9 @@ def numbers(args) -> None:
     prompts = read_prompts(args.prompts)
     tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
     end = trie.end_token(tokenizer)
+    model = trie.load_model(args.model, args.adapter, device)
     out = Path(args.out)
     partial, done = resume(out, args, device)
-    model = trie.load_model(args.model, args.adapter, device)
     method = Path(args.adapter).name if args.adapter else "base"
     with open(partial, "a", encoding="utf-8") as file:
         for row in tqdm(prompts[len(done) :], f"numbers, {method}", initial=len(done), total=len(prompts)):
@@ -156,17 +166,20 @@ def resume(out: Path, args, device) -> tuple[Path, list[dict]]:
     """Start FILE.run.json and FILE.partial, or take up a partial file of the same run. Returns its finished rows."""
     partial, record = out.with_name(out.name + ".partial"), out.with_name(out.name + ".run.json")
     out.parent.mkdir(parents=True, exist_ok=True)
+    weights = [Path(args.adapter) / "adapter_model.safetensors"] if args.adapter else []
+    inputs = trie.digests([*args.prompts, *weights])
     done = []
-    if partial.exists() and partial.stat().st_size:
-        if json.loads(record.read_text())["args"] != vars(args):
-            raise InputError(f"{partial} holds rows of a run with other options; remove it, or repeat that command")
+    if partial.exists() and partial.stat().st_size and record.exists():
+        before = json.loads(record.read_text())
+        if (before["args"], before["inputs"]) != (vars(args), inputs):
+            raise InputError(f"{partial} holds rows of another run (options or inputs differ); remove it to start anew")
         whole = partial.read_bytes().rpartition(b"\n")
         if whole[2]:  # a line cut off when the run was killed
             partial.write_bytes(whole[0] + whole[1])
         done = read_jsonl(partial) if whole[0] else []
     else:
-        partial.touch()
-        trie.write_run(record, args, device)
+        partial.write_bytes(b"")
+        trie.write_run(record, args, device, inputs)
     return partial, done
 
 
@@ -176,7 +189,9 @@ def main() -> None:
     sub = commands.add_parser("numbers", help="draws and logit KL for number prompts")
     sub.add_argument("--model", required=True, help="hub id or folder of a chat model")
     sub.add_argument("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
-    sub.add_argument("--prompts", required=True, nargs="+", metavar="FILE", help="prompt rows (unseen.jsonl, ood.jsonl)")
+    sub.add_argument(
+        "--prompts", required=True, nargs="+", metavar="FILE", help="prompt rows (unseen.jsonl, ood.jsonl)"
+    )
     sub.add_argument("--out", required=True, help="JSONL file to write")
     sub.add_argument("--n", type=positive_int, default=1000, help="draws per prompt (default 1000)")
     sub.add_argument("--paths", type=positive_int, default=128, help="paths for the logit KL (default 128)")

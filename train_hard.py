@@ -32,7 +32,15 @@ from transformers import get_cosine_schedule_with_warmup
 
 import trie
 from distributions import (
-    InputError, Parser, mixed_batches, positive_float, positive_int, prompt_rng, read_prompts, run, sample_outputs,
+    InputError,
+    Parser,
+    mixed_batches,
+    positive_float,
+    positive_int,
+    prompt_rng,
+    read_prompts,
+    run,
+    sample_outputs,
 )  # fmt: skip
 
 MAX_BINS = 16384
@@ -45,9 +53,7 @@ def hard_loss(logits: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
 
     logits (R, L, V): the model's. completions (R, L): token ids, PAD after the end of short ones.
     """
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), completions.flatten(), ignore_index=trie.PAD
-    )
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), completions.flatten(), ignore_index=trie.PAD)
 
 
 # ----------------------------------------------------------------------------------------------- the data
@@ -102,7 +108,7 @@ def main() -> None:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )  # fmt: skip
     model = get_peft_model(model, lora).train()
-    trie.write_run(out / "run.json", args, device)
+    trie.write_run(out / "run.json", args, device, trie.digests([args.data]))
 
     # Everything is drawn before the first step, each prompt from its own random stream.
     data = [

@@ -31,8 +31,16 @@ from transformers import get_cosine_schedule_with_warmup
 
 import trie
 from distributions import (
-    InputError, Parser, canonical_outputs, mixed_batches, perfect_probs, positive_float, positive_int, prompt_rng,
-    read_prompts, run,
+    InputError,
+    Parser,
+    canonical_outputs,
+    mixed_batches,
+    perfect_probs,
+    positive_float,
+    positive_int,
+    prompt_rng,
+    read_prompts,
+    run,
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------- the objective: edit here
@@ -98,7 +106,7 @@ def main() -> None:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )  # fmt: skip
     model = get_peft_model(model, lora).train()
-    trie.write_run(out / "run.json", args, device)
+    trie.write_run(out / "run.json", args, device, trie.digests([args.data]))
 
     # Everything is drawn before the first step, each prompt from its own random stream.
     data = [

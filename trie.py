@@ -21,6 +21,7 @@ What this file does not do: know families, or train. It is a library; it has no 
 """
 
 import copy
+import hashlib
 import json
 import os
 import platform
@@ -109,7 +110,12 @@ def save_adapter(model, out: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def write_run(path: Path, args, device: torch.device) -> None:
+def digests(paths: list[str | Path]) -> dict[str, str]:
+    """SHA-256 of each input file, so that a run can be told from one with the same options on other inputs."""
+    return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+
+
+def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) -> None:
     """Write a run's provenance. Every script that uses a model does so before anything else happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
@@ -117,6 +123,7 @@ def write_run(path: Path, args, device: torch.device) -> None:
     record = {
         "script": Path(sys.argv[0]).name,
         "args": vars(args),
+        "inputs": inputs,
         "seed": args.seed,
         "git_commit": git.stdout.strip() or None,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")},

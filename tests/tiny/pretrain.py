@@ -246,7 +246,9 @@ def main() -> None:
                 family = families[(step * args.batch + i) % len(families)]
                 params = random_params(family, grids, rng)
                 talk = rng.random() < chat_share
-                documents.append((chat if talk else document)(*((tokenizer,) if talk else ()), family, params, args.draws, rng))
+                documents.append(
+                    (chat if talk else document)(*((tokenizer,) if talk else ()), family, params, args.draws, rng)
+                )
             headers, tokens, dense = collate(tokenizer, documents, args.draws)
             logits = trie.branch(model, trie.prefill(model, headers), tokens)
             cross_entropy = -(dense * logits.log_softmax(-1)).sum(-1)
@@ -268,7 +270,10 @@ def main() -> None:
             if (step + 1) % 200 == 0 and not rank:
                 save(model, tokenizer, Path(args.out) / name)
             if (step + 1) % 25 == 0 and not rank:
-                print(f"{name} {step + 1}/{steps}: KL {np.mean(history[-25:]):.4f}, {time.time() - start:.0f} s", flush=True)
+                print(
+                    f"{name} {step + 1}/{steps}: KL {np.mean(history[-25:]):.4f}, {time.time() - start:.0f} s",
+                    flush=True,
+                )
 
     if not args.base:
         stage("knowledge", args.steps, args.lr, 0.0)

@@ -1,0 +1,308 @@
+"""The scripts as a user runs them: the whole chain on a few prompts, kills and reruns, and every kind of bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ENV, ROOT, TINY, command, script
+from safetensors.torch import load_file, save_file
+
+import distributions
+import metrics
+import sample as sample_script
+import train_hard
+import train_soft
+import trie
+from distributions import InputError, read_jsonl, run, write_jsonl
+
+METRICS = {"normalized_w1", "logit_kl", "logit_kl_floor", "excess_kl", "valid_rate", "gof_pass_rate"}
+BRIEF = ("--limit", 48, "--epochs", 1, "--batch", 16, "--lr", "1e-3")
+
+
+def train(method, out, data, *flags):
+    result = script(f"train_{method}.py", "--model", TINY, "--data", data / "train.jsonl", "--out", out, *flags)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory, data) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    return {
+        "soft": train("soft", folder / "soft", data, *BRIEF),
+        "hard": train("hard", folder / "hard", data, *BRIEF, "--branches", 16),
+    }
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory, data) -> list[Path]:
+    """Two unseen prompts and two ood ones."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for split in ("unseen", "ood"):
+        write_jsonl(folder / f"{split}.jsonl", read_jsonl(data / f"{split}.jsonl")[:4:3])
+    return [folder / "unseen.jsonl", folder / "ood.jsonl"]
+
+
+def sample(out, prompts, *flags):
+    return script("sample.py", "numbers", "--model", TINY, "--prompts", *prompts, "--n", 100, "--out", out, *flags)
+
+
+# ------------------------------------------------------------------------------------------------- the chain
+
+
+@pytest.mark.parametrize("method, steps", [("soft", 3), ("hard", 3)])
+def test_training_writes_adapter_log_and_provenance(adapters, method, steps):
+    out = adapters[method]
+    assert {p.name for p in out.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "log.jsonl",
+        "run.json",
+    }
+    log = read_jsonl(out / "log.jsonl", ("step", "loss", "floor", "lr", "tokens", "seconds"))
+    assert [entry["step"] for entry in log] == list(range(1, steps + 1))
+    assert all(0 < entry["floor"] < entry["loss"] and entry["tokens"] > 0 for entry in log)
+    assert log[-1]["loss"] < log[0]["loss"]
+    run = json.loads((out / "run.json").read_text())
+    assert run["args"]["limit"] == 48 and run["seed"] == 0 and run["versions"]["torch"] and run["device"]
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 32, 0.05)
+    assert sorted(config["target_modules"]) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+def test_defaults_are_the_papers_recipe(data, tmp_path):
+    """189 steps of 32 prompts for soft, 1988 of 32 completions for hard: counted by a scheduler that stops at once."""
+    for method, steps, epochs in (("soft", 189, 3), ("hard", 1988, 2)):
+        code = (
+            f"import sys; sys.argv = ['x', '--model', {TINY!r}, '--data', {str(data / 'train.jsonl')!r}, '--out', "
+            f"{str(tmp_path / method)!r}]; import train_{method} as t\n"
+            "def stop(optimizer, warmup, steps): print('STEPS', steps, warmup); raise SystemExit\n"
+            "t.get_cosine_schedule_with_warmup = stop; t.main()"
+        )
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True)
+        assert f"STEPS {steps} {round(0.03 * steps)}" in result.stdout, result.stderr
+        args = json.loads((tmp_path / method / "run.json").read_text())["args"]
+        assert (args["batch"], args["epochs"], args["lr"], args["branches"]) == (32, epochs, 2e-4, 1)
+
+
+def test_same_seed_same_adapter_and_accumulation_changes_nothing(adapters, data, tmp_path):
+    weights = load_file(adapters["soft"] / "adapter_model.safetensors")
+    again = load_file(train("soft", tmp_path / "again", data, *BRIEF) / "adapter_model.safetensors")
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+    other = load_file(train("soft", tmp_path / "other", data, *BRIEF, "--seed", 1) / "adapter_model.safetensors")
+    assert any(not torch.equal(weights[key], other[key]) for key in weights)
+    for method in ("soft", "hard"):
+        logs = []
+        for parts in (1, 3):
+            out = train(
+                method, tmp_path / f"{method}{parts}", data, "--limit", 24, "--epochs", 1, "--accumulate", parts
+            )
+            logs.append(read_jsonl(out / "log.jsonl")[0])
+        assert logs[0]["floor"] == pytest.approx(logs[1]["floor"]) and logs[0]["tokens"] == logs[1]["tokens"]
+        assert logs[0]["loss"] == pytest.approx(
+            logs[1]["loss"], rel=1e-5
+        )  # LoRA starts at 0: dropout has no effect yet
+
+
+def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
+    files = []
+    for method in ("base", "soft", "hard"):
+        files.append(tmp_path / f"{method}.jsonl")
+        result = sample(files[-1], prompts, *(() if method == "base" else ("--adapter", adapters[method])))
+        assert result.returncode == 0, result.stderr
+        rows = read_jsonl(files[-1])
+        source = [row for path in prompts for row in read_jsonl(path)]
+        assert [{k: row[k] for k in source[0]} for row in rows] == source
+        added = {"model", "method", "n", "draws", "logit_kl", "logit_kl_floor", "tokens", "seconds"}
+        assert all(set(row) - set(source[0]) == added for row in rows)
+        assert all(
+            row["method"] == method and row["model"] == TINY and sum(row["draws"].values()) == 100 for row in rows
+        )
+        assert not files[-1].with_name(files[-1].name + ".partial").exists()
+    runs = [adapters["soft"], adapters["hard"]]
+    report = tmp_path / "report.md"
+    result = script("metrics.py", *files, "--out", tmp_path / "s.jsonl", "--runs", *runs, "--report", report)
+    assert result.returncode == 0, result.stderr
+    scores = read_jsonl(tmp_path / "s.jsonl")
+    assert all(list(s) == ["model", "method", "axis", "split", "metric", "value", "low", "high", "n"] for s in scores)
+    expected = {(m, s, k) for m in ("base", "soft", "hard", "target") for s in ("unseen", "ood") for k in METRICS}
+    assert {(s["method"], s["split"], s["metric"]) for s in scores} == expected and len(scores) == 48
+    table = result.stdout.split("\n\n")[0]
+    assert table in report.read_text() and "Hardware: " in report.read_text() and str(report) in result.stdout
+    assert [line.split("|")[3].strip() for line in table.split("\n")[2:6]] == ["base", "soft", "hard", "target"]
+
+
+def test_a_method_is_a_file(tmp_path):
+    """make trains method x with train_x.py and puts it in every table: no other edit."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("distributions.py", "trie.py", "train_soft.py", "sample.py", "metrics.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tests").mkdir()
+    shutil.copytree(TINY, tmp_path / "tests" / "tiny")
+    source = (tmp_path / "train_soft.py").read_text()
+    line = "    return ((kl * real).sum(1) / real.sum(1)).mean()\n"
+    assert source.count(line) == 1
+    (tmp_path / "train_mine.py").write_text(source.replace(line, line.replace(").mean()", ").mean() * 2")))
+    arguments = ["make", f"PYTHON={sys.executable}", "METHODS=mine", "N=20", "FLAGS=--lr 1e-3 --limit 32 --epochs 1"]
+    result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "| mine " in result.stdout and result.stdout.strip().endswith("runs/tiny/report.md")
+    before = (tmp_path / "runs/tiny/mine/adapter_model.safetensors").stat().st_mtime_ns
+    os.remove(tmp_path / "runs/tiny/numbers/mine.jsonl")  # only what is missing runs again
+    result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert (
+        result.returncode == 0 and (tmp_path / "runs/tiny/mine/adapter_model.safetensors").stat().st_mtime_ns == before
+    )
+    assert "| mine " in (tmp_path / "runs/tiny/report.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------ kills and reruns
+
+
+def without_time(path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
+
+
+def test_sampling_killed_midway_ends_the_same(prompts, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert sample(whole, prompts).returncode == 0
+    arguments = command("sample.py", "numbers", "--model", TINY, "--prompts", *prompts, "--n", 100, "--out", out)
+    process = subprocess.Popen(arguments, env=ENV, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "out.jsonl.partial"
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists() and partial.exists()
+    with open(partial, "a") as file:
+        file.write('{"id": "cut off in the mid')
+    other = sample(out, prompts, "--seed", 5)
+    assert other.returncode == 1 and "holds rows of another run" in other.stderr
+    assert sample(out, prompts).returncode == 0
+    assert without_time(out) == without_time(whole)
+
+
+def test_training_killed_midway_ends_the_same(adapters, data, tmp_path):
+    out = tmp_path / "soft"
+    arguments = command("train_soft.py", "--model", TINY, "--data", data / "train.jsonl", "--out", out, *BRIEF)
+    process = subprocess.Popen(arguments, env=ENV, stderr=subprocess.DEVNULL)
+    log = out / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "run.json").exists() and not (out / "adapter_config.json").exists()
+    train("soft", out, data, *BRIEF)
+    ours, whole = (load_file(folder / "adapter_model.safetensors") for folder in (out, adapters["soft"]))
+    assert all(torch.equal(ours[key], whole[key]) for key in whole)
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+def test_an_adapter_without_effect_is_refused(adapters, tmp_path):
+    idle = shutil.copytree(adapters["soft"], tmp_path / "idle")
+    weights = load_file(idle / "adapter_model.safetensors")
+    zeroed = {key: torch.zeros_like(value) if "lora_B" in key else value for key, value in weights.items()}
+    for variant in (zeroed, {key.replace("q_proj", "other"): value for key, value in zeroed.items()}):
+        save_file(variant, idle / "adapter_model.safetensors")
+        with pytest.raises(InputError, match="changes nothing"):
+            trie.load_model(TINY, str(idle))
+    diverged = {key: torch.full_like(value, torch.nan) for key, value in weights.items()}
+    save_file(diverged, idle / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="not finite"):
+        trie.load_model(TINY, str(idle))
+
+
+ROW = {"id": "a", "split": "ood", "family": "poisson", "params": {"lambda": 4}, "prompt": "p"}
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("", "f.jsonl: empty"),
+        ('{"id": 1}\n', "f.jsonl:1: needs an object with the keys id, split, family, params, prompt"),
+        ("[1]\n", "f.jsonl:1: needs an object"),
+        (json.dumps(ROW) + "\n{oops\n", "f.jsonl:2: malformed JSON"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW) + "\n", "f.jsonl:2: id 'a' was used at"),
+        (json.dumps(ROW | {"params": {"lambda": float("nan")}}) + "\n", "f.jsonl:1: malformed JSON (NaN is not JSON"),
+        (json.dumps(ROW | {"family": "fish"}) + "\n", "f.jsonl:1: unknown family 'fish'"),
+        (json.dumps(ROW | {"params": {"lambda": -4}}) + "\n", "f.jsonl:1: poisson: lambda must be > 0, got -4"),
+        (json.dumps(ROW | {"params": {}}) + "\n", "f.jsonl:1: poisson takes the parameters lambda"),
+    ],
+)
+def test_bad_rows_are_one_line_with_file_and_line(monkeypatch, tmp_path, lines, message):
+    (tmp_path / "f.jsonl").write_text(lines)
+    for module in (train_soft, train_hard, sample_script):
+        arguments = ["numbers", "--prompts"] if module is sample_script else ["--data"]
+        arguments += [tmp_path / "f.jsonl", "--model", TINY, "--out", tmp_path / "out"]
+        assert message in complaint(monkeypatch, module, *arguments)
+        assert not (tmp_path / "out").exists()
+
+
+def complaint(monkeypatch, module, *arguments) -> str:
+    """What run(main) ends with: the one line that Python prints to stderr, with status 1."""
+    name = f"{module.__name__}.py"
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    with pytest.raises(SystemExit) as ending:
+        run(module.main)
+    line = ending.value.code
+    assert isinstance(line, str) and line.startswith(f"{name}: error: ") and "\n" not in line
+    return line
+
+
+def test_a_complaint_is_all_that_is_printed():
+    result = script("sample.py", "numbers", "--n", 0)
+    assert result.returncode == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "module, arguments, message",
+    [
+        (distributions, [], "--out"),
+        (distributions, ["--out", "/proc/nowhere"], "/proc/nowhere"),
+        (sample_script, [], "numbers"),
+        (sample_script, ["numbers", "--n", "0"], "--n: must be a positive integer, got '0'"),
+        (sample_script, ["numbers", "--n", "-3"], "--n: "),
+        (sample_script, ["numbers", "--model", "/no/model", "--prompts", "PROMPTS", "--out", "OUT"], "cannot load a tokenizer from '/no/model'"),
+        (sample_script, ["numbers", "--model", TINY, "--prompts", "/no/file", "--out", "OUT"], "/no/file"),
+        (sample_script, ["numbers", "--model", TINY, "--prompts", "PROMPTS", "--out", "/proc/x/y.jsonl"], "/proc/x"),
+        (sample_script, ["numbers", "--model", TINY, "--adapter", "/no/a", "--prompts", "PROMPTS", "--out", "OUT"], "no adapter at /no/a"),
+        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--epochs", "0"], "--epochs: must be a positive integer"),
+        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--lr", "nan"], "--lr: must be a positive number"),
+        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "/proc/x"], "/proc/x"),
+        (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--branches", "3"], "--branches 3 must divide --draws 16"),
+        (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--what"], "unrecognized arguments: --what"),
+        (metrics, ["/no/file", "--out", "OUT"], "/no/file"),
+        (metrics, ["PROMPTS", "--out", "OUT"], "ood.jsonl:1: needs an object with the keys"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_one_line(monkeypatch, prompts, tmp_path, module, arguments, message):
+    known = {"PROMPTS": prompts[1], "OUT": tmp_path / "out"}
+    assert message in complaint(monkeypatch, module, *(known.get(argument, argument) for argument in arguments))
+
+
+def test_a_trained_adapter_is_not_overwritten(monkeypatch, adapters, data):
+    before = (adapters["soft"] / "run.json").read_bytes()
+    arguments = ("--model", TINY, "--data", data / "train.jsonl", "--out", adapters["soft"])
+    assert "already holds a trained adapter" in complaint(monkeypatch, train_soft, *arguments)
+    assert (adapters["soft"] / "run.json").read_bytes() == before
+
+
+def test_an_adapter_of_another_model_is_refused(monkeypatch, adapters, prompts, tmp_path):
+    other = shutil.copytree(TINY, tmp_path / "other")
+    arguments = ("numbers", "--adapter", adapters["soft"], "--prompts", *prompts, "--out", tmp_path / "out")
+    assert "was trained on" in complaint(monkeypatch, sample_script, *arguments, "--model", other)
+
+
+def test_every_script_has_help():
+    for name in ("distributions.py", "train_soft.py", "train_hard.py", "sample.py", "metrics.py"):
+        result = script(name, "--help")
+        assert result.returncode == 0 and "python " + name in result.stdout
