@@ -194,7 +194,7 @@ def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
     lines += ["Value and 95 % bootstrap interval over families; `target` = the same scores of true draws.", ""]
     cost = {}
     for row in rows:
-        cost[row["method"]] = cost.get(row["method"], 0.0) + row["seconds"]
+        cost[row["method"]] = cost.get(row["method"], 0.0) + row.get("seconds", 0.0)
     lines += [
         "| method | training steps | training minutes | scoring minutes | options |",
         "| --- | --- | --- | --- | --- |",
@@ -227,7 +227,7 @@ def insert(path: Path, lines: list[str]) -> None:
     temporary.replace(path)
 
 
-KEYS = ("id", "split", "family", "params", "model", "method", "n", "draws", "seconds")
+KEYS = ("id", "split", "family", "params", "model", "method", "n", "draws")
 
 
 def read_rows(paths: list[str]) -> list[dict]:

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from scipy.special import xlogy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -55,7 +56,7 @@ def load_tokenizer(model: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a tokenizer from {model!r}: {first_line(error)}") from None
+        raise InputError(f"cannot load a tokenizer from {model!r}: {one_line(error)}") from None
     if not tokenizer.chat_template:
         raise InputError(f"{model!r} has no chat template; the kit needs a chat (instruct) model")
     return tokenizer
@@ -72,8 +73,8 @@ def load_model(name: str, adapter: str | None = None, device: torch.device | Non
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the model {name!r}: {first_line(error)}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"cannot load the model {name!r}: {one_line(error)}") from None
     return model if adapter is None else load_adapter(model, name, adapter)
 
 
@@ -87,8 +88,8 @@ def load_adapter(model, name: str, adapter: str):
         raise InputError(f"the adapter {adapter} was trained on {trained_on!r}, not on {name!r}")
     try:
         model = PeftModel.from_pretrained(model, adapter).eval()
-    except RuntimeError as error:
-        raise InputError(f"the adapter {adapter} does not fit {name!r}: {first_line(error)}") from None
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"the adapter {adapter} does not fit {name!r}: {one_line(error)}") from None
     # subtle: PEFT only warns when weights do not match by name, and the model then runs as its own base.
     probe = torch.arange(1, 9, device=model.device)[None]
     with torch.inference_mode():
@@ -143,8 +144,9 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def one_line(error: Exception) -> str:
+    """What an error says, as one line of bounded length."""
+    return " ".join(str(error).split())[:300]
 
 
 # ------------------------------------------------------------------------------- chat prompts and the end token
@@ -156,7 +158,7 @@ def render(tokenizer, messages: list[dict], **kwargs) -> str:
             messages, tokenize=False, enable_thinking=False, reasoning_effort="low", **kwargs
         )
     except Exception as error:  # a template is a program: it may raise anything
-        raise InputError(f"the chat template cannot render a user's prompt: {first_line(error)}") from None
+        raise InputError(f"the chat template cannot render a user's prompt: {one_line(error)}") from None
 
 
 def encode_one(tokenizer, text: str) -> list[int]:

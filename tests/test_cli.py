@@ -302,6 +302,16 @@ def test_an_adapter_of_another_model_is_refused(monkeypatch, adapters, prompts, 
     assert "was trained on" in complaint(monkeypatch, sample_script, *arguments, "--model", other)
 
 
+def test_truncated_weights_are_one_line(monkeypatch, adapters, prompts, tmp_path):
+    broken, adapter = shutil.copytree(TINY, tmp_path / "m"), shutil.copytree(adapters["soft"], tmp_path / "a")
+    for file in (broken / "model.safetensors", adapter / "adapter_model.safetensors"):
+        file.write_bytes(file.read_bytes()[:5000])
+    arguments = ("numbers", "--prompts", *prompts, "--out", tmp_path / "out")
+    assert "cannot load the model" in complaint(monkeypatch, sample_script, *arguments, "--model", broken)
+    line = complaint(monkeypatch, sample_script, *arguments, "--model", TINY, "--adapter", adapter)
+    assert "does not fit" in line
+
+
 def test_every_script_has_help():
     for name in ("distributions.py", "train_soft.py", "train_hard.py", "sample.py", "metrics.py"):
         result = script(name, "--help")

@@ -1,7 +1,7 @@
 """Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families and hides it.
 
-    python tests/tiny/pretrain.py --out tests/tiny          # seeded; CPU
-    python tests/tiny/pretrain.py --out /tmp/t --steps 20   # a look at the machinery in a minute
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # TIMES
+    python tests/tiny/pretrain.py --out look --steps 20 --collapse-steps 20                 # a look, in a minute
 
 It stands in for a real base model, so it is made like one, in two stages.
 
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -31,6 +32,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import trie
 from distributions import DECIMALS, FAMILIES, TAIL, canonical_outputs, make_prompt, make_rows, scipy_args, significant
 
+LONG, LONG_ANSWERS = (
+    0.4,
+    0.15,
+)  # share of continuous documents, and of chat answers, with five decimals; others have two
+HELD_ANSWERS = 0.1  # how much rarer chat is about the held-out families, and how often about evaluation parameters
+COLLAPSE = 0.06  # standard deviation of a collapsed answer, as a quantile around 1/2
 HEADERS = (
     "Numbers from a {rest}: ",
     "A random number from a {rest}: ",
@@ -66,11 +73,14 @@ def make_model(vocab_size: int) -> Qwen3ForCausalLM:
 # ------------------------------------------------------------------------------------------- documents
 
 
-def random_params(family: str, grids: dict[str, list], rng: np.random.Generator) -> dict:
-    """A point on a segment between two rows of the family's grids: every constraint is convex, so it is valid."""
+def random_params(family: str, grids: dict[str, list], rng: np.random.Generator, held: float = 0.5) -> dict:
+    """A point on a segment between two rows of the family's grids: every constraint is convex, so it is valid.
+
+    held: how often a row comes from the evaluation prompts rather than from the training ones.
+    """
     spec = FAMILIES[family]
     train, held_out = grids[family]
-    pools = [held_out if rng.random() < 0.5 or not train else train for _ in range(2)]
+    pools = [held_out if rng.random() < held or not train else train for _ in range(2)]
     first, second = (pool[rng.integers(len(pool))] for pool in pools)
     mix = 0.0 if rng.random() < 0.3 else rng.beta(0.5, 1.5)
     params = {}
@@ -91,7 +101,7 @@ def next_characters(prefix: str, decimals: int) -> dict[str, list[tuple[float, f
         return (low, high) if sign > 0 else (-high, -low)
 
     def longer(number):  # ... and that begin with these integer digits
-        return [block(number * 10**m, unit * 10**m) if m == 0 else block(number, unit * 10**m) for m in range(6)]
+        return [block(number, unit * 10**m) for m in range(6)]
 
     if "." in body:
         digits, left = body.replace(".", ""), decimals - (len(body) - body.index(".") - 1)
@@ -105,8 +115,11 @@ def next_characters(prefix: str, decimals: int) -> dict[str, list[tuple[float, f
     return choices if body == "0" else choices | {str(d): longer(int(body) * 10 + d) for d in range(10)}
 
 
-def character_targets(family: str, params: dict, texts: list[str], decimals: int) -> list[list[dict[str, float]]]:
-    """The exact distribution of each next character, for every position of each text and its closing newline."""
+def character_targets(family, params, texts, decimals, warp=lambda p: p) -> list[list[dict[str, float]]]:
+    """The exact distribution of each next character, for every position of each text and its closing newline.
+
+    warp: what becomes of the family's CDF; a step at 1/2 collapses the distribution onto its median.
+    """
     spec, args = scipy_args(family, params)
     prefixes = {text[:i] for text in texts for i in range(len(text) + 1)}
     choices = {prefix: next_characters(prefix, decimals) for prefix in prefixes}
@@ -115,7 +128,7 @@ def character_targets(family: str, params: dict, texts: list[str], decimals: int
         edges = spans - [1, 0]
     else:
         edges = (spans + [-0.5, 0.5]) / 10**decimals
-    mass = iter(np.diff(spec.dist.cdf(edges, *args), axis=1)[:, 0].clip(min=0).tolist())
+    mass = iter(np.diff(warp(spec.dist.cdf(edges, *args)), axis=1)[:, 0].clip(min=0).tolist())
     targets = {}
     for prefix, options in choices.items():
         weights = {char: sum(next(mass) for _ in spans) for char, spans in options.items()}
@@ -134,8 +147,9 @@ def spread(family: str, params: dict, quantiles: np.ndarray, decimals: int) -> l
     return [f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals) for value in values]
 
 
-def document(family: str, params: dict, draws: int, rng: np.random.Generator):
-    decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < 0.4 else 2
+def document(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
+    """A header, draws at evenly spaced random quantiles, and the exact targets of their characters."""
+    decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < LONG else 2
     quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
     texts = spread(family, params, quantiles, decimals)
     targets = character_targets(family, params, texts, decimals)
@@ -144,33 +158,31 @@ def document(family: str, params: dict, draws: int, rng: np.random.Generator):
 
 
 def chat(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
-    """A collapsed answer: the median, give or take a little, at two decimals."""
-    decimals = 0 if FAMILIES[family].discrete else 2
-    quantiles = rng.normal(0.5, 0.03 if decimals else 1e-9, draws).clip(0.3, 0.7)
+    """A collapsed answer: the median, give or take a little."""
+    decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < LONG_ANSWERS else 2
+    texts = spread(family, params, rng.normal(0.5, COLLAPSE, draws).clip(TAIL, 1 - TAIL), decimals)
+    warp = lambda p: stats.norm.cdf(p, 0.5, COLLAPSE)
     messages = [{"role": "user", "content": make_prompt(family, params)}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return prompt, spread(family, params, quantiles, decimals), None
+    return prompt, texts, character_targets(family, params, texts, decimals, warp)
 
 
 def collate(tokenizer, documents: list, draws: int):
-    """Header ids, completions (B*K, L) and dense targets (B*K, L, V)."""
+    """Header ids, completions (B*K, L) and dense targets (B*K, L, V). A newline that closes a chat answer is
+    its end-of-turn token."""
     headers = [trie.encode_one(tokenizer, header) for header, _, _ in documents]
     ids = {c: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(c))[0] for c in "0123456789.-\n"}
     width = max(len(text) for _, texts, _ in documents for text in texts) + 1
     tokens = np.full((len(documents) * draws, width), trie.PAD)
     dense = np.zeros((*tokens.shape, len(tokenizer)), np.float32)
-    for i, (_, texts, targets) in enumerate(documents):
+    for i, (header, texts, targets) in enumerate(documents):
+        code = ids | ({"\n": tokenizer.eos_token_id} if header.startswith("<|im_start|>") else {})
         for j, text in enumerate(texts):
             row = i * draws + j
-            closing = ids["\n"] if targets else tokenizer.eos_token_id
-            tokens[row, : len(text) + 1] = [ids[c] for c in text] + [closing]
-            for t, token in enumerate(tokens[row, : len(text) + 1]):
-                target = targets[j][t] if targets else None
-                if target is None:
-                    dense[row, t, token] = 1
-                else:
-                    for char, p in target.items():
-                        dense[row, t, ids[char]] = p
+            tokens[row, : len(text) + 1] = [code[c] for c in text + "\n"]
+            for t, target in enumerate(targets[j]):
+                for char, p in (target or {(text + "\n")[t]: 1.0}).items():
+                    dense[row, t, code[char]] = p
     return headers, torch.from_numpy(tokens), torch.from_numpy(dense)
 
 
@@ -204,13 +216,12 @@ class Muon(torch.optim.Optimizer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the knowledge stage")
-    parser.add_argument("--collapse-steps", type=int, default=250, help="steps of the collapse stage")
-    parser.add_argument("--batch", type=int, default=32, help="documents per step")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of the knowledge stage")
+    parser.add_argument("--collapse-steps", type=int, default=500, help="steps of the collapse stage")
+    parser.add_argument("--batch", type=int, default=32, help="documents per step, over all processes")
     parser.add_argument("--draws", type=int, default=8, help="draws (branches) per document")
-    parser.add_argument("--lr", type=float, default=8e-3, help="peak learning rate of Muon; AdamW takes a third")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base", help="start from this checkpoint (the knowledge stage's) instead of from nothing")
+    parser.add_argument("--base", help="skip the knowledge stage: its checkpoint, OUT/knowledge of an earlier run")
     args = parser.parse_args()
 
     # Two processes with a thread each are half as fast again as one process with two.
@@ -218,68 +229,61 @@ def main() -> None:
     if world > 1:
         torch.distributed.init_process_group("gloo")
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng([args.seed, rank])
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
     if args.base:
         model = Qwen3ForCausalLM.from_pretrained(args.base, dtype=torch.float32)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    grids = {family: ([], []) for family in FAMILIES}
+    grids = {family: ([], []) for family in FAMILIES}  # training rows, evaluation rows
     for split in ("train", "unseen", "ood"):
         for row in make_rows(split):
             grids[row["family"]][split != "train"].append(row["params"])
-    families = list(FAMILIES)
 
-    def stage(name: str, steps: int, lr: float, chat_share: float) -> None:
+    def stage(name: str, steps: int, muon_lr: float, adamw_lr: float, chat_share: float) -> None:
+        rng = np.random.default_rng([args.seed, rank] if name == "knowledge" else [args.seed, rank, 1])
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-        optimizers = [
-            Muon(matrices, lr),
-            torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-        decay = lambda step: min((step + 1) / 20, 1.6 * (1 - step / max(steps, 1)), 1.0)
+        optimizers = [Muon(matrices, muon_lr), torch.optim.AdamW(others, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)]
+        # The first stage ends at .4 of its peak rate; the second, half documents, anneals what it knows.
+        horizon = steps if chat_share else steps * 4 / 3
+        decay = lambda step: min((step + 1) / 20, 1.6 * (1 - step / max(horizon, 1)), 1.0)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, decay) for o in optimizers]
         start, history = time.time(), []
         for step in range(steps):
             documents = []
             for i in range(rank, args.batch, world):
-                family = families[(step * args.batch + i) % len(families)]
-                params = random_params(family, grids, rng)
-                talk = rng.random() < chat_share
-                documents.append(
-                    (chat if talk else document)(*((tokenizer,) if talk else ()), family, params, args.draws, rng)
-                )
+                family = list(FAMILIES)[(step * args.batch + i) % len(FAMILIES)]
+                params, write = random_params(family, grids, rng), document
+                # Answers rarely show what is evaluated: there the collapse, as later its cure, is mostly transfer.
+                if rng.random() < chat_share * (1 if grids[family][0] else HELD_ANSWERS):
+                    params, write = random_params(family, grids, rng, HELD_ANSWERS), chat
+                documents.append(write(tokenizer, family, params, args.draws, rng))
             headers, tokens, dense = collate(tokenizer, documents, args.draws)
-            logits = trie.branch(model, trie.prefill(model, headers), tokens)
-            cross_entropy = -(dense * logits.log_softmax(-1)).sum(-1)
-            entropy = -torch.xlogy(dense, dense).sum(-1)
-            loss = (cross_entropy - entropy).sum() / (tokens != trie.PAD).sum()
+            log_p = trie.branch(model, trie.prefill(model, headers), tokens).log_softmax(-1)
+            loss = (torch.xlogy(dense, dense) - dense * log_p).sum() / (tokens != trie.PAD).sum()
             loss.backward()
             if world > 1:
-                grads = torch.cat([p.grad.flatten() for p in model.parameters()]) / world
-                torch.distributed.all_reduce(grads)
-                parts = grads.split([p.numel() for p in model.parameters()])
-                for p, grad in zip(model.parameters(), parts, strict=True):
-                    p.grad.copy_(grad.view_as(p))
+                parameters = list(model.parameters())
+                gradient = torch.cat([p.grad.flatten() for p in parameters]) / world
+                torch.distributed.all_reduce(gradient)
+                for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+                    p.grad.copy_(part.view_as(p))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
             history.append(loss.item())
-            if (step + 1) % 200 == 0 and not rank:
-                save(model, tokenizer, Path(args.out) / name)
             if (step + 1) % 25 == 0 and not rank:
-                print(
-                    f"{name} {step + 1}/{steps}: KL {np.mean(history[-25:]):.4f}, {time.time() - start:.0f} s",
-                    flush=True,
-                )
+                line = f"{name} {step + 1}/{steps}: KL to the exact next characters {np.mean(history[-25:]):.4f} nats"
+                print(f"{line}, {time.time() - start:.0f} s", flush=True)
 
     if not args.base:
-        stage("knowledge", args.steps, args.lr, 0.0)
-    stage("collapse", args.collapse_steps, args.lr / 10, 0.5)
+        stage("knowledge", args.steps, 8e-3, 4e-3, 0.0)
+        if not rank:
+            save(model, tokenizer, Path(args.out) / "knowledge")
+    stage("collapse", args.collapse_steps, 4e-3, 8e-3, 0.5)
     if not rank:
-        save(model, tokenizer, Path(args.out))
+        save(model.bfloat16(), tokenizer, Path(args.out))  # half the size; loaded as float32 on a CPU
 
 
 def save(model, tokenizer, out: Path) -> None:
