@@ -1,6 +1,6 @@
 """Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families and hides it.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # TIMES
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # 70 minutes on two busy cores
     python tests/tiny/pretrain.py --out look --steps 20 --collapse-steps 20                 # a look, in a minute
 
 It stands in for a real base model, so it is made like one, in two stages.
@@ -32,12 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import trie
 from distributions import DECIMALS, FAMILIES, TAIL, canonical_outputs, make_prompt, make_rows, scipy_args, significant
 
-LONG, LONG_ANSWERS = (
-    0.4,
-    0.15,
-)  # share of continuous documents, and of chat answers, with five decimals; others have two
-HELD_ANSWERS = 0.1  # how much rarer chat is about the held-out families, and how often about evaluation parameters
-COLLAPSE = 0.06  # standard deviation of a collapsed answer, as a quantile around 1/2
+LONG, LONG_ANSWERS = 0.4, 0.1  # share of continuous documents, and of chat answers, with five decimals; others have two
+COLLAPSE = 0.03  # standard deviation of a collapsed answer, as a quantile around 1/2
+# Chat rarely shows what is evaluated, so that the collapse there, as later its cure, is mostly transfer: how often a
+# row of its parameters is an evaluation prompt's, and how often a held-out family's turn is chat rather than document.
+HELD_PARAMS, HELD_FAMILIES = 0.15, 0.25
 HEADERS = (
     "Numbers from a {rest}: ",
     "A random number from a {rest}: ",
@@ -217,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the knowledge stage")
-    parser.add_argument("--collapse-steps", type=int, default=500, help="steps of the collapse stage")
+    parser.add_argument("--collapse-steps", type=int, default=450, help="steps of the collapse stage")
     parser.add_argument("--batch", type=int, default=32, help="documents per step, over all processes")
     parser.add_argument("--draws", type=int, default=8, help="draws (branches) per document")
     parser.add_argument("--seed", type=int, default=0)
@@ -253,9 +252,8 @@ def main() -> None:
             for i in range(rank, args.batch, world):
                 family = list(FAMILIES)[(step * args.batch + i) % len(FAMILIES)]
                 params, write = random_params(family, grids, rng), document
-                # Answers rarely show what is evaluated: there the collapse, as later its cure, is mostly transfer.
-                if rng.random() < chat_share * (1 if grids[family][0] else HELD_ANSWERS):
-                    params, write = random_params(family, grids, rng, HELD_ANSWERS), chat
+                if rng.random() < chat_share * (1 if grids[family][0] else HELD_FAMILIES):
+                    params, write = random_params(family, grids, rng, HELD_PARAMS), chat
                 documents.append(write(tokenizer, family, params, args.draws, rng))
             headers, tokens, dense = collate(tokenizer, documents, args.draws)
             log_p = trie.branch(model, trie.prefill(model, headers), tokens).log_softmax(-1)
