@@ -170,8 +170,9 @@ def aggregate(rows: list[dict]) -> list[dict]:
 def cell(row: dict | None) -> str:
     if row is None or row["value"] is None:
         return "–"
-    interval = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['value']:.3f}{interval}"
+    short = lambda x, digits: f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"  # one wild draw can make a W1 huge
+    interval = "" if row["low"] is None else f" [{short(row['low'], 2)}, {short(row['high'], 2)}]"
+    return short(row["value"], 3) + interval
 
 
 def table(scores: list[dict]) -> list[str]:
