@@ -48,7 +48,7 @@ scores: $(ROWS)
 	@$(PY) metrics.py $^ --out $(RUN)/scores.jsonl --runs $(METHODS:%=$(RUN)/%) --report $(RUN)/report.md
 
 readme: $(ROWS) ## the same tables, written into the README
-	$(PY) metrics.py $^ --out $(RUN)/scores.jsonl --runs $(METHODS:%=$(RUN)/%) --report README.md
+	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(METHODS:%=$(RUN)/%) --report README.md
 
 test: $(VENV) ## all tests, on the embedded model
 	$(PY) -m pytest -q tests

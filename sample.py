@@ -196,7 +196,7 @@ def main() -> None:
     sub.add_argument("--n", type=positive_int, default=1000, help="draws per prompt (default 1000)")
     sub.add_argument("--paths", type=positive_int, default=128, help="paths for the logit KL (default 128)")
     sub.add_argument("--max-tokens", type=positive_int, default=32, help="cut an answer here (default 32)")
-    sub.add_argument("--rows", type=positive_int, default=256, help="most branches in one forward pass (default 256)")
+    sub.add_argument("--rows", type=positive_int, default=1024, help="most branches in one forward pass (default 1024)")
     sub.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     {"numbers": numbers}[args.command](args)

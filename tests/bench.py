@@ -105,7 +105,7 @@ def draws(model, tokenizer, end: int, row: dict, promise: float, rounds: int) ->
     ids = trie.chat_ids(tokenizer, row["prompt"])
 
     def kit():
-        sample.draw(model, trie.prefill(model, [ids]), end, 1000, 32, np.random.default_rng(0), 256)
+        sample.draw(model, trie.prefill(model, [ids]), end, 1000, 32, np.random.default_rng(0), 1024)
 
     def plain():
         done = 0

@@ -1,12 +1,13 @@
 """Scores by hand: parsing, normalized W1, goodness of fit, aggregation and its target row."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import metrics
-from distributions import InputError, canonical_outputs, make_rows, sample_outputs, write_jsonl
+from distributions import InputError, canonical_outputs, make_rows, read_jsonl, sample_outputs, write_jsonl
 
 NORMAL, COUNT = ("gaussian", {"mu": 0, "sigma": 1}), ("poisson", {"lambda": 4})
 
@@ -139,6 +140,12 @@ def test_bootstrap_covers_and_needs_two():
     assert metrics.bootstrap(np.array([3.0]), np.mean) == (None, None)
     low, high = metrics.bootstrap(np.arange(100.0), np.mean)
     assert low == pytest.approx(49.5 - 1.96 * 2.89, abs=0.6) and high == pytest.approx(49.5 + 1.96 * 2.89, abs=0.6)
+
+
+def test_the_readme_shows_the_scores_it_was_made_from():
+    root = Path(__file__).parent
+    rows = read_jsonl(root / "tiny" / "scores.jsonl")
+    assert "\n".join(metrics.table(rows)) in (root.parent / "README.md").read_text()
 
 
 def test_report_goes_between_the_markers(tmp_path):
