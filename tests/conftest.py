@@ -108,4 +108,9 @@ def command(name, *args) -> list[str]:
     return [sys.executable, str(ROOT / name), *map(str, args)]
 
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")  # the tests may run under make, and run make
+ENV = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE} | {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}

@@ -92,10 +92,8 @@ def test_defaults_are_the_papers_recipe(data, tmp_path):
         assert (args["batch"], args["epochs"], args["lr"], args["branches"]) == (32, epochs, 2e-4, 1)
 
 
-def test_same_seed_same_adapter_and_accumulation_changes_nothing(adapters, data, tmp_path):
+def test_another_seed_is_another_adapter_and_accumulation_changes_nothing(adapters, data, tmp_path):
     weights = load_file(adapters["soft"] / "adapter_model.safetensors")
-    again = load_file(train("soft", tmp_path / "again", data, *BRIEF) / "adapter_model.safetensors")
-    assert all(torch.equal(weights[key], again[key]) for key in weights)
     other = load_file(train("soft", tmp_path / "other", data, *BRIEF, "--seed", 1) / "adapter_model.safetensors")
     assert any(not torch.equal(weights[key], other[key]) for key in weights)
     for method in ("soft", "hard"):
@@ -153,7 +151,7 @@ def test_a_method_is_a_file(tmp_path):
     arguments = ["make", f"PYTHON={sys.executable}", "METHODS=mine", "N=20", "FLAGS=--lr 1e-3 --limit 32 --epochs 1"]
     result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "| mine " in result.stdout and result.stdout.strip().endswith("runs/tiny/report.md")
+    assert "| mine " in result.stdout and result.stdout.rstrip().endswith("report: runs/tiny/report.md")
     before = (tmp_path / "runs/tiny/mine/adapter_model.safetensors").stat().st_mtime_ns
     os.remove(tmp_path / "runs/tiny/numbers/mine.jsonl")  # only what is missing runs again
     result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
@@ -190,6 +188,7 @@ def test_sampling_killed_midway_ends_the_same(prompts, tmp_path):
 
 
 def test_training_killed_midway_ends_the_same(adapters, data, tmp_path):
+    """Also: one seed, one adapter, bit for bit."""
     out = tmp_path / "soft"
     arguments = command("train_soft.py", "--model", TINY, "--data", data / "train.jsonl", "--out", out, *BRIEF)
     process = subprocess.Popen(arguments, env=ENV, stderr=subprocess.DEVNULL)

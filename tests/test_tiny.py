@@ -26,9 +26,10 @@ def test_size_and_kind(model, tokenizer):
     assert trie.decode(tokenizer, trie.encode_one(tokenizer, "Zürich 北京 🎲")) == "Zürich 北京 🎲"
 
 
-@pytest.mark.parametrize("row", [r for r in d.make_rows("ood") if r["id"][-3:] == "001"], ids=lambda row: row["id"])
+@pytest.mark.parametrize("row", [r for r in d.make_rows("ood")[3:] if r["id"][-3:] == "001"], ids=lambda row: row["id"])
 def test_the_base_is_valid_and_collapsed(model, tokenizer, row):
-    """An answer in correct form, but nearly as bad as always answering the median."""
+    """An answer in correct form, but nearly as bad as always answering the median. (Not Bernoulli: the one with
+    p = .5 has two medians.)"""
     end = trie.end_token(tokenizer)
     prompt = trie.prefill(model, [trie.chat_ids(tokenizer, row["prompt"])])
     paths = sample.draw(model, prompt, end, 200, 32, np.random.default_rng(0), 256)
