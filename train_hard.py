@@ -1,7 +1,7 @@
 """Hard calibration: LoRA with cross-entropy on completions sampled from the target.
 
     python train_hard.py --model Qwen/Qwen3-0.6B --data data/train.jsonl --out runs/hard
-    python train_hard.py --model tests/tiny --data data/train.jsonl --out /tmp/hard --limit 64 --branches 16 --epochs 1
+    python train_hard.py --model tests/tiny --data data/train.jsonl --out runs/small --limit 64 --branches 16 --epochs 1
 
 The model sees only draws, as in ordinary fine-tuning, yet in expectation it learns the same distribution:
 E[cross-entropy] = entropy of the target + KL(target || model). No trie is needed.

@@ -1,7 +1,7 @@
 """Soft calibration: LoRA on the exact next-token distribution of every prefix along a sampled path.
 
     python train_soft.py --model Qwen/Qwen3-0.6B --data data/train.jsonl --out runs/soft
-    python train_soft.py --model tests/tiny --data data/train.jsonl --out /tmp/soft --limit 64 --epochs 1   # seconds
+    python train_soft.py --model tests/tiny --data data/train.jsonl --out runs/small --limit 64 --epochs 1   # seconds
 
 For each prompt a canonical output is drawn from its target. At every prefix of that output's token path
 the target over next tokens is known exactly (trie.py), and the loss is KL(target || model) there.
