@@ -306,7 +306,7 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
     Row number r of a shuffled family of m rows takes the position (r + u) / m, u uniform; sorting by
     position spreads even the smallest family over the whole epoch. Batch sizes differ by at most one.
     """
-    names, inverse, counts = np.unique(families, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(families, return_inverse=True, return_counts=True)
     ranks = np.empty(len(families))
     for i, count in enumerate(counts):
         ranks[inverse == i] = rng.permutation(count)

@@ -45,7 +45,7 @@ from distributions import (
     sample_outputs,
     scipy_args,
     write_jsonl,
-)  # fmt: skip
+)
 
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIGNIFICANCE = 0.01

@@ -42,7 +42,7 @@ from distributions import (
     read_prompts,
     run,
     write_jsonl,
-)  # fmt: skip
+)
 
 
 def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

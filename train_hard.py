@@ -41,7 +41,7 @@ from distributions import (
     read_prompts,
     run,
     sample_outputs,
-)  # fmt: skip
+)
 
 MAX_BINS = 16384
 

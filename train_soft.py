@@ -41,7 +41,7 @@ from distributions import (
     prompt_rng,
     read_prompts,
     run,
-)  # fmt: skip
+)
 
 # ---------------------------------------------------------------------------------- the objective: edit here
 

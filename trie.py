@@ -181,7 +181,7 @@ def end_token(tokenizer) -> int:
     """
     answer = "Zq7ANSWER7qZ"
     messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": answer}]
-    before, found, after = render(tokenizer, messages).rpartition(answer)
+    _, found, after = render(tokenizer, messages).rpartition(answer)
     ids = encode_one(tokenizer, after)
     if not found or not ids or ids[0] not in tokenizer.added_tokens_decoder:
         raise InputError(f"the chat template does not close an answer with a special token (it puts {after[:20]!r})")
