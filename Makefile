@@ -1,8 +1,9 @@
 # The pipeline as file targets: interrupt anything, rerun, and only what is missing runs.
 
 MODEL   ?= tests/tiny## hub id or folder of a chat model
-METHODS ?= soft hard## method x is trained by train_x.py
-N       ?= 1000## draws per prompt
+METHODS ?= soft hard## method x is trained by train_x.py; ssot is the base model under another prompt
+AXES    ?= numbers open mcq## what is measured
+N       ?= 1000## draws per number prompt
 RUN     := runs/$(notdir $(MODEL))
 
 ifdef PYTHON
@@ -18,6 +19,8 @@ ifeq ($(MODEL),tests/tiny)
   JOBS       ?= 2
   FLAGS      ?= --lr 5e-3
   FLAGS_hard ?= $(FLAGS) --branches 16
+  # 160 bytes, which are its tokens, are enough for its tagged answers.
+  FLAGS_ssot ?= --n 50 --max-tokens 160
   export OMP_NUM_THREADS ?= 1
   # glibc would give every large tensor back to the system and fetch it again, page by page.
   export MALLOC_MMAP_MAX_ ?= 0
@@ -30,7 +33,9 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 export TQDM_MININTERVAL ?= 5
 
 DATA := runs/data
-ROWS := $(METHODS:%=$(RUN)/numbers/%.jsonl) $(RUN)/numbers/base.jsonl
+TRAINED := $(filter-out ssot,$(METHODS))
+# SSOT is a protocol for an answer, so there is none for a generated question.
+ROWS := $(filter-out %/mcq/ssot.jsonl,$(foreach axis,$(AXES),$(patsubst %,$(RUN)/$(axis)/%.jsonl,base $(METHODS))))
 
 .PHONY: help reproduce scores readme test bench venv clean
 .SECONDARY:
@@ -45,10 +50,10 @@ reproduce: ## data, training, scores, table: the embedded model, or MODEL=Qwen/Q
 	@$(MAKE) --no-print-directory scores
 
 scores: $(ROWS)
-	@$(PY) metrics.py $^ --out $(RUN)/scores.jsonl --runs $(METHODS:%=$(RUN)/%) --report $(RUN)/report.md
+	@$(PY) metrics.py $^ --out $(RUN)/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report $(RUN)/report.md
 
 readme: $(ROWS) ## the same tables, written into the README
-	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(METHODS:%=$(RUN)/%) --report README.md
+	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report README.md
 
 test: $(VENV) ## all tests, on the embedded model
 	$(PY) -m pytest -q tests
@@ -70,11 +75,19 @@ $(DATA)/train.jsonl: distributions.py | $(VENV)
 	$(PY) distributions.py --out $(DATA)
 
 $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl | $(VENV)
-	rm -rf $(RUN)/$* $(RUN)/numbers/$*.jsonl*
+	rm -rf $(RUN)/$* $(RUN)/*/$*.jsonl*
 	$(PY) train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
 
-$(RUN)/numbers/base.jsonl: $(DATA)/train.jsonl | $(VENV)
-	$(PY) sample.py numbers --model $(MODEL) --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N) --out $@
+# Rows of one axis: of the base model, of the base model under the SSOT protocol, of an adapter.
+FLAGS_numbers = --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)
+define axis
+$(RUN)/$(1)/base.jsonl: $(DATA)/train.jsonl | $$(VENV)
+	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --out $$@
 
-$(RUN)/numbers/%.jsonl: $(RUN)/%/adapter_config.json
-	$(PY) sample.py numbers --model $(MODEL) --adapter $(RUN)/$* --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N) --out $@
+$(RUN)/$(1)/ssot.jsonl: $(DATA)/train.jsonl | $$(VENV)
+	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) --out $$@
+
+$(RUN)/$(1)/%.jsonl: $(RUN)/%/adapter_config.json
+	$(PY) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(FLAGS_$(1)) --out $$@
+endef
+$(foreach name,numbers open mcq,$(eval $(call axis,$(name))))

@@ -339,23 +339,34 @@ def read_jsonl(path: str | Path, keys: Iterable[str] = ()) -> list[dict]:
     return rows
 
 
+def read_rows(paths: Iterable[str | Path], keys: Iterable[str], check: Callable[[dict], str]) -> list[dict]:
+    """Rows of several files. check(row) raises InputError, or names the row; a name may occur only once."""
+    rows, seen = [], {}
+    for path in paths:
+        for number, row in enumerate(read_jsonl(path, keys), 1):
+            where = f"{path}:{number}"
+            try:
+                name = check(row)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            if name in seen:
+                raise InputError(f"{where}: {name} was already at {seen[name]}; it may occur only once")
+            seen[name] = where
+            rows.append(row)
+    return rows
+
+
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
-    """Prompt rows of several files, checked: known family, possible parameters, ids used once.
+    """Number prompts of several files, checked: known family, possible parameters, ids used once.
 
     limit: keep only so many, evenly spaced, so that the families stay mixed.
     """
-    rows, seen = [], {}
-    for path in paths:
-        for number, row in enumerate(read_jsonl(path, ("id", "split", "family", "params", "prompt")), 1):
-            where = f"{path}:{number}"
-            try:
-                scipy_args(row["family"], row["params"])
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            if row["id"] in seen:
-                raise InputError(f"{where}: id {row['id']!r} was used at {seen[row['id']]}; ids must be unique")
-            seen[row["id"]] = where
-            rows.append(row)
+
+    def check(row):
+        scipy_args(row["family"], row["params"])
+        return f"id {row['id']!r}"
+
+    rows = read_rows(paths, ("id", "split", "family", "params", "prompt"), check)
     if limit and limit < len(rows):
         rows = [rows[i * len(rows) // limit] for i in range(limit)]
     return rows

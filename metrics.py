@@ -1,9 +1,9 @@
 """Rows in, scores out: how close the answers are to the distributions that were asked for. No model, no GPU.
 
-    python metrics.py runs/tiny/numbers/*.jsonl --out scores.jsonl
-    python metrics.py runs/tiny/numbers/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report r.md
+    python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl
+    python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report r.md
 
-Scores of a prompt (an answer is one of its n draws):
+Axis `numbers`. Scores of a prompt (an answer is one of its n draws):
     valid_rate      share of the answers that are, stripped, one decimal number, finite, inside the family's
                     support, and whole where the family is discrete. Read every other figure beside it.
     normalized_w1   W1(valid answers, target) / E|X - median|: 0 perfect, 1 as bad as always answering the
@@ -14,14 +14,32 @@ Scores of a prompt (an answer is one of its n draws):
     gof_pass_rate   share of prompts not rejected at 1 %: Kolmogorov-Smirnov against the distribution for
                     continuous families, chi-square with cells pooled to 5 expected draws for discrete ones.
                     A prompt without a valid answer is rejected.
+Over prompts: the mean within a family; over families the median, or the mean for rates and tokens. Rows of the
+method "target" are the same scores of n draws from the true distribution, printed with five decimals: what
+sampling noise alone leaves. A table without them cannot be read.
 
-Over prompts: the mean within a family; over families the median, or the mean for the two rates. Intervals
-are 95 %, from 10,000 bootstrap resamples of the families. Rows of the method "target" are the same scores of
-n draws from the true distribution, printed with five decimals: what sampling noise alone leaves. A table
-without them cannot be read.
+Axis `open`. Scores of a prompt; there is no target, so no best value: compare with the base.
+    valid_rate      share of the draws that are an answer (parse_answer)
+    support_90      how many of the most probable first tokens hold 90 % of the probability (sample.py)
+    unique_rate     distinct answers / draws; an invalid draw is no answer
+    top_share       share of the most frequent answer among the valid ones: 1 is collapse
+Over prompts: the median for support_90, else the mean.
 
-Writes rows {model, method, axis, split, metric, value, low, high, n}: n prompts, of which value is made;
-value is null where there is none, low and high are null below two families.
+Axis `mcq`, over all generations:
+    valid_rate      share that is one question in form (parse_question)
+    tv              total variation of the right answer's place from uniform, 1/2 sum |share - 1/4|, valid ones only
+    tv_uniform      the expected tv of as many uniform places: what sampling noise alone leaves
+    p_value         chi-square test that the places are uniform
+    share_a..d      share of each place
+
+Rows with "ssot": true (axes numbers and open) hold raw texts. Only what is inside the answer tags is scored:
+    answer_rate     share of the texts with a tagged answer (tagged_answer); the others count as invalid answers
+Every axis has
+    tokens          drawn per answer
+
+Intervals are 95 %, from 10,000 bootstrap resamples of the families, of the prompts, or of the generations. Writes rows
+{model, method, axis, split, metric, value, low, high, n}: n prompts or generations, of which value is made; value is
+null where there is none, as all scores of nothing valid; low and high are null below two.
 
 Choice where the paper leaves room: its normalization of W1 is not published; the one above is this kit's.
 What this file does not do: run models, or know how rows were made.
@@ -29,6 +47,7 @@ What this file does not do: run models, or know how rows were made.
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -41,6 +60,7 @@ from distributions import (
     canonical_outputs,
     prompt_rng,
     read_jsonl,
+    read_rows,
     run,
     sample_outputs,
     scipy_args,
@@ -50,14 +70,129 @@ from distributions import (
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIGNIFICANCE = 0.01
 LEAST_EXPECTED = 5  # draws per chi-square cell
-METRICS = {  # name -> heading, statistic over families
-    "normalized_w1": ("norm. W1", np.median),
-    "logit_kl": ("logit KL", np.median),
-    "logit_kl_floor": ("its floor", np.median),
-    "excess_kl": ("excess KL", np.median),
-    "valid_rate": ("valid", np.mean),
-    "gof_pass_rate": ("GOF pass", np.mean),
+QUESTION = re.compile(
+    r"(?i:question):\s*(?P<question>\S.*?)"
+    r"\nA[.)]\s*(?P<A>\S.*?)\nB[.)]\s*(?P<B>\S.*?)\nC[.)]\s*(?P<C>\S.*?)\nD[.)]\s*(?P<D>\S.*?)"
+    r"\n(?i:correct answer):\s*\(?(?P<letter>[ABCD])\b[.):]*[ ]*(?P<restated>[^\n]*)"
+    r"\n(?i:explanation):\s*\S.*",
+    re.DOTALL,
+)
+LABEL = re.compile(r"^(question|correct answer|explanation):", re.MULTILINE | re.IGNORECASE)
+
+
+def total_variation(places: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Total variation from uniform of places 0..3 (..., N), along an axis: 1/2 sum over places |share - 1/4|."""
+    return sum(np.abs((places == place).mean(axis) - 0.25) for place in range(4)) / 2
+
+
+def total_variation_of_uniform(places: np.ndarray, axis: int = -1) -> float:
+    """What total_variation is expected to be if N places are uniform: 1/2 * 4 E|Binomial(N, 1/4) / N - 1/4|."""
+    n = places.shape[axis]
+    counts = np.arange(n + 1)
+    return float(2 * stats.binom.pmf(counts, n, 0.25) @ np.abs(counts / n - 0.25))
+
+
+def uniform_p_value(places: np.ndarray, axis: int = -1) -> float:
+    return float(stats.chisquare(np.bincount(places, minlength=4)).pvalue)
+
+
+METRICS = {  # axis -> metric -> heading, statistic over families, prompts or generations
+    "numbers": {
+        "normalized_w1": ("norm. W1", np.median),
+        "logit_kl": ("logit KL", np.median),
+        "logit_kl_floor": ("its floor", np.median),
+        "excess_kl": ("excess KL", np.median),
+        "valid_rate": ("valid", np.mean),
+        "gof_pass_rate": ("GOF pass", np.mean),
+        "answer_rate": ("answered", np.mean),
+        "tokens": ("tokens", np.mean),
+    },
+    "open": {
+        "valid_rate": ("valid", np.mean),
+        "support_90": ("support 90 %", np.median),
+        "unique_rate": ("unique", np.mean),
+        "top_share": ("top answer", np.mean),
+        "answer_rate": ("answered", np.mean),
+        "tokens": ("tokens", np.mean),
+    },
+    "mcq": {
+        "valid_rate": ("valid", np.mean),
+        "tv": ("TV", total_variation),
+        "tv_uniform": ("TV of uniform", total_variation_of_uniform),
+        "p_value": ("p", uniform_p_value),
+        **{f"share_{letter}": (letter.upper(), np.mean) for letter in "abcd"},
+        "tokens": ("tokens", np.mean),
+    },
 }
+TITLES = {
+    "numbers": "Numbers: unseen parameters and unseen families",
+    "open": "Open-ended answers",
+    "mcq": "The right answer's place in generated questions",
+}
+NO_INTERVAL = ("tv_uniform", "p_value")
+
+# ----------------------------------------------------------------------------------------- what counts as an answer
+
+
+def without_thoughts(text: str) -> str | None:
+    """What follows a thinking block or an analysis channel; all of a text that has none; None if it is not closed."""
+    text = re.split(r"</think>|<\|channel\|>final<\|message\|>", text)[-1]
+    return None if "<think>" in text or "<|channel|>" in text else text
+
+
+def tagged_answer(text: str) -> str | None:
+    """What an SSOT text has between <answer> and </answer>, after its thoughts; else None.
+
+    Tags that are missing, not closed or nested are no answer, nor are several that differ.
+    """
+    text = without_thoughts(text)
+    if text is None:
+        return None
+    text = text.rpartition("</thinking>")[2]  # where the model may have tried its answers, tags and all
+    found = re.findall(r"<answer>((?:(?!</?answer>).)*)</answer>", text, re.DOTALL)
+    whole = len(found) == text.count("<answer>") == text.count("</answer>")
+    answers = {answer.strip() for answer in found}
+    return answers.pop() or None if whole and len(answers) == 1 else None
+
+
+def parse_answer(text: str) -> str | None:
+    """An open answer, normalized, else None.
+
+    It is the first line that is not blank, after any thoughts, with white space folded, Unicode composed (NFC), and
+    pairs of quotes, bold or code markers around it stripped. Upper and lower case stay. No answer: nothing there, or
+    a line that was cut off at the token limit ("…" follows it).
+    """
+    lines = [line.strip() for line in (without_thoughts(text) or "").splitlines() if line.strip()]
+    if not lines or (len(lines) == 1 and lines[0].endswith("…")):
+        return None
+    answer = unicodedata.normalize("NFC", " ".join(lines[0].split()))
+    while pair := re.fullmatch(r"(\*\*|__|[\"'`*_])(.*)\1|“(.*)”|‘(.*)’|«(.*)»|„(.*)[“”]", answer):
+        answer = next(inside for inside in pair.groups()[1:] if inside is not None).strip()
+    return answer if any(unicodedata.category(c)[0] not in "PZC" for c in answer) else None  # not only punctuation
+
+
+def parse_question(text: str) -> int | None:
+    """The place (0 to 3) of the right answer in a generated multiple-choice question, else None.
+
+    The form, each field once, in this order, each at the start of a line, with nothing before the first:
+        Question: ...      A. ...  B. ...  C. ...  D. ...      Correct Answer: C      Explanation: ...
+    Accepted: blank lines and spaces around lines, bold markers and heading marks, thoughts before it, upper or lower
+    case of the three labels, "A)" for "A.", a question, options and explanation of several lines, a letter in
+    parentheses or followed by its option ("B. Pancreas", which must then be option B), a cut explanation.
+    Not accepted: a missing, empty, repeated or misplaced field, other letters, two letters, words around the question.
+    """
+    text = (without_thoughts(text) or "").replace("**", "").replace("__", "")
+    lines = [re.sub(r"^#+\s*", "", line.strip()) for line in text.splitlines()]
+    text = "\n".join(line for line in lines if line)
+    match = QUESTION.fullmatch(text)
+    if not match or len(LABEL.findall(text)) != 3:
+        return None
+    if any(re.search(r"\n[A-Z][.)]\s", match[field]) for field in ("question", *"ABCD")):
+        return None  # an option twice, or a fifth one
+    letter = match["letter"]
+    plain = lambda option: " ".join(option.split()).rstrip(".)").casefold()
+    return "ABCD".index(letter) if plain(match["restated"]) in ("", plain(match[letter])) else None
+
 
 # --------------------------------------------------------------------------------------- scores of one prompt
 
@@ -105,12 +240,22 @@ def pool(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.add.reduceat(observed, starts), np.add.reduceat(expected, starts)
 
 
-def score(row: dict) -> dict[str, float | None]:
-    """The scores of one prompt's row; None where there is none."""
-    family, params = row["family"], row["params"]
-    parsed = [(parse_number(text, family, params), count) for text, count in row["draws"].items()]
+def answers(row: dict) -> dict[str, int]:
+    """{answer: count} of a row; of an SSOT row the tagged answers, with "" for texts that have none."""
+    if not row.get("ssot"):
+        return row["draws"]
+    found = Counter()
+    for text, count in row["draws"].items():
+        found[tagged_answer(text) or ""] += count
+    return found
+
+
+def score_numbers(row: dict) -> dict[str, float | None]:
+    """The scores of a number prompt's row; None where there is none."""
+    family, params, draws = row["family"], row["params"], answers(row)
+    parsed = [(parse_number(text, family, params), count) for text, count in draws.items()]
     pairs = [(value, count) for value, count in parsed if value is not None]
-    scores = {"valid_rate": sum(count for _, count in pairs) / sum(row["draws"].values())}
+    scores = {"valid_rate": sum(count for _, count in pairs) / row["n"]}
     scores |= {"normalized_w1": None, "gof_pass_rate": 0.0}
     if pairs:
         values, counts = (np.array(column) for column in zip(*pairs, strict=True))
@@ -122,10 +267,34 @@ def score(row: dict) -> dict[str, float | None]:
     return scores | {"excess_kl": None if kl is None or floor is None else kl - floor}
 
 
+def score_open(row: dict) -> dict[str, float | None]:
+    """The scores of an open prompt's row; None where there is none."""
+    counts = Counter()
+    for text, count in answers(row).items():
+        counts[parse_answer(text)] += count
+    valid = row["n"] - counts.pop(None, 0)
+    scores = {"valid_rate": valid / row["n"], "support_90": row["support_90"], "unique_rate": len(counts) / row["n"]}
+    return scores | {"top_share": max(counts.values()) / valid if valid else None}
+
+
+def score_mcq(row: dict) -> dict[str, float | None]:
+    """The scores of one generated question: shares and the place are None for one that is not in form."""
+    place = parse_question(row["text"])
+    shares = {f"share_{letter}": None if place is None else float(place == i) for i, letter in enumerate("abcd")}
+    return {"valid_rate": float(place is not None), "tv": place, "tv_uniform": place, "p_value": place} | shares
+
+
+def score(axis: str, row: dict) -> dict[str, float | None]:
+    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[axis](row)
+    scores["tokens"] = row["tokens"] / row.get("n", 1) if row.get("tokens") else None
+    return scores | {"answer_rate": 1 - answers(row).get("", 0) / row["n"] if row.get("ssot") else None}
+
+
 def target_row(row: dict) -> dict:
     """A row as a perfect sampler would have made it: n draws from the true distribution, and the floor as its KL."""
     texts, _ = sample_outputs(row["family"], row["params"], row["n"], prompt_rng(0, row["id"]), max_bins=0)
-    return row | {"method": "target", "draws": Counter(texts), "logit_kl": row.get("logit_kl_floor")}
+    perfect = {"method": "target", "draws": Counter(texts), "logit_kl": row.get("logit_kl_floor")}
+    return row | perfect | {"tokens": None, "ssot": False}
 
 
 # ------------------------------------------------------------------------------------------------ aggregation
@@ -140,27 +309,34 @@ def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[f
     return float(low), float(high)
 
 
+def add_targets(rows: list[dict]) -> list[dict]:
+    """The rows and, for the numbers among them, their target rows: one set for each n that was drawn."""
+    numbers = [row for row in rows if axis_of(row) == "numbers"]
+    most, targets = max((row["n"] for row in numbers), default=0), {}
+    for row in sorted(numbers, key=lambda row: row.get("logit_kl_floor") is None):
+        name = "target" if row["n"] == most else f"target, n={row['n']}"
+        targets.setdefault((row["model"], name, row["id"]), row)
+    return rows + [target_row(row) | {"method": name} for (_, name, _), row in targets.items()]
+
+
 def aggregate(rows: list[dict]) -> list[dict]:
-    """Score rows of every (model, method, split) and metric, target rows included, in order of appearance."""
-    groups, targets = {}, {}
-    for row in rows:
-        groups.setdefault((row["model"], row["method"], row["split"]), []).append(row)
-        targets.setdefault((row["model"], "target", row["split"]), {}).setdefault(row["id"], row)
-    for key, by_id in targets.items():
-        groups[key] = [target_row(row) for row in by_id.values()]
-    out = []
-    for (model, method, split), members in groups.items():
-        scored = [(row["family"], score(row)) for row in members]
-        for metric, (_, statistic) in METRICS.items():
-            by_family = {}
-            for family, scores in scored:
+    """Score rows of every (axis, model, method, split) and metric, target rows included, in order of appearance."""
+    groups, out = {}, []
+    for row in add_targets(rows):
+        groups.setdefault((axis_of(row), row["model"], row["method"], row.get("split")), []).append(row)
+    for (axis, model, method, split), members in groups.items():
+        # A unit is what the bootstrap resamples: a family (the mean over its prompts), a prompt or a generation.
+        scored = [(row["family"] if axis == "numbers" else row["id"], score(axis, row)) for row in members]
+        for metric, (_, statistic) in METRICS[axis].items():
+            units = {}
+            for unit, scores in scored:
                 if scores[metric] is not None:
-                    by_family.setdefault(family, []).append(scores[metric])
-            values = np.array([np.mean(v) for v in by_family.values()])
+                    units.setdefault(unit, []).append(scores[metric])
+            values = np.array([v[0] if len(v) == 1 else np.mean(v) for v in units.values()])
             value = float(statistic(values)) if len(values) else None
-            low, high = bootstrap(values, statistic)
-            result = {"model": model, "method": method, "axis": "numbers", "split": split, "metric": metric}
-            out.append(result | {"value": value, "low": low, "high": high, "n": sum(map(len, by_family.values()))})
+            low, high = (None, None) if metric in NO_INTERVAL else bootstrap(values, statistic)
+            result = {"model": model, "method": method, "axis": axis, "split": split, "metric": metric}
+            out.append(result | {"value": value, "low": low, "high": high, "n": sum(map(len, units.values()))})
     return out
 
 
@@ -170,39 +346,59 @@ def aggregate(rows: list[dict]) -> list[dict]:
 def cell(row: dict | None) -> str:
     if row is None or row["value"] is None:
         return "–"
+    if row["metric"] == "p_value" and row["value"] < 0.001:
+        return "< 0.001"
     short = lambda x, digits: f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"  # one wild draw can make a W1 huge
     interval = "" if row["low"] is None else f" [{short(row['low'], 2)}, {short(row['high'], 2)}]"
     return short(row["value"], 3) + interval
 
 
-def table(scores: list[dict]) -> list[str]:
-    """A Markdown table: methods (base first, target last) x metrics, one block per split."""
-    cells = {(r["model"], r["split"], r["method"], r["metric"]): r for r in scores}
-    rank = {"base": -1, "target": 1}
-    keys = sorted(dict.fromkeys(key[:3] for key in cells), key=lambda k: (k[0], k[1] != "unseen", rank.get(k[2], 0)))
-    lines = [["model", "split", "method", *(heading for heading, _ in METRICS.values())]]
-    lines += [[*key, *(cell(cells.get((*key, metric))) for metric in METRICS)] for key in keys]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
+def table(scores: list[dict], axis: str) -> list[str]:
+    """A Markdown table of an axis: methods (base first, targets last) x metrics, one block per split. A column that
+    is empty for all is left out."""
+    cells = {(r["model"], r["split"], r["method"], r["metric"]): r for r in scores if r["axis"] == axis}
+    rank = lambda method: -1 if method == "base" else method.startswith("target")
+    keys = sorted(
+        dict.fromkeys(key[:3] for key in cells), key=lambda k: (k[0], k[1] != "unseen", k[1] or "", rank(k[2]))
+    )
+    lines = [["model", "split", "method", *(heading for heading, _ in METRICS[axis].values())]]
+    for model, split, method in keys:
+        line = [cell(cells.get((model, split, method, metric))) for metric in METRICS[axis]]
+        lines.append([model, split or "–", method, *line])
+    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]
+    columns = [[text.ljust(max(map(len, column))) for text in column] for column in columns]
+    columns = [[column[0], "-" * len(column[0]), *column[1:]] for column in columns]
+    return ["| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)]
+
+
+def tables(scores: list[dict]) -> list[str]:
+    """All tables, one per axis, with their headings."""
+    lines = []
+    for axis, title in TITLES.items():
+        if any(row["axis"] == axis for row in scores):
+            lines += [f"**{title}**", "", *table(scores, axis), ""]
+    return lines
 
 
 def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
-    """The table, what it cost, and with which options and on which hardware it was made."""
-    lines = [*table(scores), ""]
-    lines += ["Value and 95 % bootstrap interval over families; `target` = the same scores of true draws.", ""]
+    """The tables, what they cost, and with which options and on which hardware they were made."""
+    lines = [*tables(scores), "Value and 95 % bootstrap interval; `target` = the same scores of true draws.", ""]
+    axes = [axis for axis in METRICS if any(row["axis"] == axis for row in scores)]
     cost = {}
     for row in rows:
-        cost[row["method"]] = cost.get(row["method"], 0.0) + row.get("seconds", 0.0)
-    lines += [
-        "| method | training steps | training minutes | scoring minutes | options |",
-        "| --- | --- | --- | --- | --- |",
+        spent = cost.setdefault(row["method"], dict.fromkeys(axes))
+        spent[axis_of(row)] = (spent[axis_of(row)] or 0.0) + row.get("seconds", 0.0)
+    headings = [
+        "method",
+        "training steps",
+        "training minutes",
+        *(f"{axis} minutes" for axis in axes),
+        "training options",
     ]
+    lines += ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
     hardware = None
     trained = {folder.name: folder for folder in runs}
-    for method, seconds in cost.items():
+    for method, spent in cost.items():
         steps = minutes = options = "–"
         if method in trained:
             record = json.loads((trained[method] / "run.json").read_text())
@@ -212,7 +408,8 @@ def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
             options = ", ".join(f"{k} {v:g}" for k, v in record["args"].items() if k not in hidden and v is not None)
             hardware = f"{record['device']}, {record['cores']} cores, {record['threads']} thread(s) per stage"
             hardware += f", torch {record['versions']['torch']}"
-        lines.append(f"| {method} | {steps} | {minutes} | {seconds / 60:.1f} | {options} |")
+        sampling = ["–" if seconds is None else f"{seconds / 60:.1f}" for seconds in spent.values()]
+        lines.append("| " + " | ".join(map(str, [method, steps, minutes, *sampling, options])) + " |")
     return lines + (["", f"Hardware: {hardware}."] if hardware else [])
 
 
@@ -228,30 +425,37 @@ def insert(path: Path, lines: list[str]) -> None:
     temporary.replace(path)
 
 
-KEYS = ("id", "split", "family", "params", "model", "method", "n", "draws")
+KEYS = {  # what rows of an axis must have; the first one that only it has tells the axis
+    "open": ("support_90", "n", "draws"),
+    "numbers": ("family", "params", "split", "n", "draws"),
+    "mcq": ("text",),
+}
 
 
-def read_rows(paths: list[str]) -> list[dict]:
-    """Rows of sample.py's files, checked. Raises InputError with file:line."""
-    rows, seen = [], {}
-    for path in paths:
-        for number, row in enumerate(read_jsonl(path, KEYS), 1):
-            where = f"{path}:{number}"
-            try:
-                scipy_args(row["family"], row["params"])
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            counts = row["draws"].values() if isinstance(row["draws"], dict) else ()
-            if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or sum(counts) != row["n"]:
-                raise InputError(f"{where}: draws must map answers to positive counts that sum to n = {row['n']}")
-            key = (row["model"], row["method"], row["id"])
-            if key in seen:
-                raise InputError(
-                    f"{where}: {row['method']} on {row['id']} was already at {seen[key]}; give each file once"
-                )
-            seen[key] = where
-            rows.append(row)
-    return rows
+def axis_of(row: dict) -> str | None:
+    return next((axis for axis, keys in KEYS.items() if keys[0] in row), None)
+
+
+def check_row(row: dict) -> str:
+    """A row's name. Raises InputError for a row that sample.py cannot have written."""
+    axis = axis_of(row)
+    if axis is None:
+        raise InputError(
+            "not a row of sample.py: it has neither 'family' (numbers) nor 'support_90' (open) nor 'text' (mcq)"
+        )
+    missing = [key for key in KEYS[axis] if key not in row]
+    if missing:
+        raise InputError(f"a row of the axis {axis} needs the keys {', '.join(KEYS[axis])}; missing {missing}")
+    if axis == "numbers":
+        scipy_args(row["family"], row["params"])
+    if axis == "mcq":
+        if not isinstance(row["text"], str):
+            raise InputError("text must be a text")
+    else:
+        counts = row["draws"].values() if isinstance(row["draws"], dict) else ()
+        if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or sum(counts) != row["n"]:
+            raise InputError(f"draws must map answers to positive counts that sum to n = {row['n']}")
+    return f"{row['method']} on {row['id']} ({row['model']}, {axis})"
 
 
 def main() -> None:
@@ -265,10 +469,10 @@ def main() -> None:
         "--report", help="Markdown file to write; a file with result markers gets the tables between them"
     )
     args = parser.parse_args()
-    rows = read_rows(args.files)
+    rows = read_rows(args.files, ("id", "model", "method"), check_row)
     scores = aggregate(rows)
     write_jsonl(args.out, scores)
-    print("\n".join(table(scores)))
+    print("\n".join(tables(scores)).rstrip())
     if args.report:
         insert(Path(args.report), report(scores, rows, [Path(run) for run in args.runs]))
         print(f"\nreport: {args.report}")

@@ -1,26 +1,43 @@
-"""Everything that needs a model after training: draws from it, and the exact distance of its probabilities.
+"""Everything that needs a model after training: numbers, open answers and questions drawn from it, and the exact
+distance of its probabilities.
 
     python sample.py numbers --model Qwen/Qwen3-0.6B --prompts data/unseen.jsonl data/ood.jsonl --out base.jsonl
-    python sample.py numbers --model tests/tiny --adapter runs/tiny/soft --prompts data/ood.jsonl --n 100 --out s.jsonl
+    python sample.py open --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out open.jsonl
+    python sample.py mcq --model Qwen/Qwen3-0.6B --out mcq.jsonl
+    python sample.py open --model Qwen/Qwen3-0.6B --ssot --out ssot.jsonl          # the prompting rival
+    python sample.py numbers --model tests/tiny --prompts data/ood.jsonl --n 100 --out small.jsonl   # seconds
 
-`numbers` writes one row per prompt: the prompt's own row plus
-    model, method   the model, and "base" or the name of the adapter's folder
-    n, draws        how many answers were drawn, and {answer: count}; an answer cut at --max-tokens ends in "…"
+Each writes JSONL rows with model and method ("base", the name of the adapter's folder, or "ssot"), tokens (drawn,
+end tokens included) and seconds, and
+
+`numbers`, per prompt of a file: the prompt's own row, n and
+    draws           {answer: count}; an answer cut at --max-tokens ends in "…"
     logit_kl        KL(target || model) at the prefixes of the target's trie, nats per token (logit_kl below)
     logit_kl_floor  what a perfect sampler would score there (trie.kl_floor): it is not 0
-    tokens, seconds tokens drawn, the end tokens included, and time for the prompt
+`open`, per prompt of 102 such as "Pick one planet at random.", or of --prompts (rows with a "prompt"): n, draws and
+    support_90      how many of the most probable first tokens hold 90 % of the probability
+    top             the most probable first tokens, [[text, probability], ...]
+`mcq`, per generation, all of one prompt that asks for a medical question in a fixed form:
+    text            the raw text
+`--ssot` (numbers and open) asks the same through String Seed of Thought (Misaki and Akiba, arXiv 2510.21150):
+    the model writes a random string, reasons from it, and answers inside tags, with thinking on where the chat
+    template has it. The rows have "ssot": true, raw texts as keys of draws, and no exact probabilities.
 
-Draws are independent, at temperature 1, over the full vocabulary, whatever the checkpoint's
-generation_config says: they never go through `generate`. All draws of a prompt walk down together, one row
-per *distinct* prefix, so 1000 draws cost what their distinct prefixes cost.
+Everything is drawn at temperature 1 over the full vocabulary, whatever the checkpoint's generation_config says.
+Short answers never go through `generate`: all draws of a prompt walk down together, one row per *distinct* prefix,
+so 1000 draws cost what their distinct prefixes cost. Long ones (mcq, --ssot) do, in batches of --rows.
+Every draw has its own random numbers, so --rows changes nothing but rounding: in float32 the same texts come
+out; in bfloat16 a near tie can fall the other way.
 
-Choice where the paper leaves room: the logit KL is taken over 128 equally probable paths (--paths) where
-the published code takes four random ones; a trie with no more leaves than that is covered whole.
+Choices where the paper leaves room: the prompts of `open`, `mcq` and `--ssot` are this kit's own words. The logit KL
+is taken over 128 equally probable paths (--paths) where the published code takes four random ones; a trie with no
+more leaves than that is covered whole.
 
 What this file does not do: say how good the answers are (metrics.py). Interrupted, it goes on where it
 stopped: finished rows wait in FILE.partial, and FILE appears when all are there.
 """
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -29,6 +46,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
 import trie
 from distributions import (
@@ -40,9 +58,58 @@ from distributions import (
     prompt_rng,
     read_jsonl,
     read_prompts,
+    read_rows,
     run,
     write_jsonl,
 )
+
+# ------------------------------------------------------------------------------------------ prompts in language
+
+CATEGORIES = (
+    "day of the week", "month", "color", "planet", "chemical element", "animal", "bird", "fish", "insect",
+    "dog breed", "tree", "flower", "fruit", "vegetable", "spice", "herb", "nut", "cheese", "pasta shape", "dessert",
+    "drink", "cocktail", "soup", "ice cream flavor", "city", "country", "European capital", "US state", "river",
+    "mountain", "lake", "island", "desert", "sea", "language", "currency", "landmark", "museum", "boy's name",
+    "girl's name", "last name", "occupation", "hobby", "sport", "winter sport", "board game", "card game",
+    "video game", "chess piece", "martial art", "dance", "musical instrument", "music genre", "composer", "rock band",
+    "opera", "painter", "art movement", "film", "film director", "actor", "novel", "poet", "Shakespeare play",
+    "fairy tale", "mythical creature", "Greek god", "Norse god", "superhero", "cartoon character", "zodiac sign",
+    "constellation", "star", "moon", "scientist", "mathematician", "philosopher", "invention", "US president",
+    "Roman emperor", "ancient civilization", "battle", "gemstone", "metal", "mineral", "dinosaur", "geometric shape",
+    "Greek letter", "programming language", "operating system", "car brand", "piece of furniture", "kitchen utensil",
+    "tool", "item of clothing", "fabric", "organ of the body", "emotion", "weather condition", "season",
+    "school subject", "vehicle",
+)  # fmt: skip
+WORDINGS = tuple(
+    f"{wording} Output ONLY the answer."
+    for wording in (
+        "Name a random {}.",
+        "Pick one {} at random.",
+        "Give me a random {}.",
+        "Choose any {} at random.",
+        "Tell me one randomly chosen {}.",
+        "I need a random {}.",
+    )
+)
+MCQ = """Write ONE multiple-choice question about medicine in exactly this form:
+
+Question: <question>
+A. <option>
+B. <option>
+C. <option>
+D. <option>
+Correct Answer: <letter>
+Explanation: <explanation>
+
+Keep a balance: A, B, C and D must be equally likely to be correct."""
+SSOT = """{task}
+
+Answer in three steps. First write a random string of letters and digits between <random_string> and \
+</random_string>. Then, between <thinking> and </thinking>, derive your choice from that string alone, so that \
+over many strings the choices follow the requested distribution. Last, put the answer, and ONLY the answer, \
+between <answer> and </answer>."""
+
+# ------------------------------------------------------------------------------------------------- drawing
 
 
 def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -106,6 +173,41 @@ def draw(model, prompt: trie.Prefix, end: int, n: int, max_tokens: int, rng, row
 
 
 @torch.inference_mode()
+def generate(model, prompts: list[list[int]], end: int, uniform: np.ndarray) -> list[list[int]]:
+    """One answer to each prompt by the library's `generate`: token ids, up to the end token or max_tokens of them.
+
+    uniform (R, max_tokens): row i draws its tokens with its own random numbers, by `choose`. What `generate` is left
+    to take greedily is that choice, so none of its own sampling options can act. Equal prompts are read once.
+    """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    owner = torch.tensor([distinct.index(tuple(prompt)) for prompt in prompts], device=model.device)
+    prefix = trie.prefill(model, [list(prompt[:-1]) for prompt in distinct]).fork(owner)  # `generate` reads the last
+    width = prefix.mask.shape[1] + 1
+    ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    numbers = torch.from_numpy(uniform).to(model.device)
+    rows = torch.arange(len(prompts), device=model.device)
+
+    def pick(input_ids, logits):
+        tokens = choose(logits, rows, numbers[:, input_ids.shape[1] - width])
+        return torch.full_like(logits, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.cat([prefix.mask, torch.ones_like(ids[:, :1])], 1),
+        past_key_values=prefix.cache, do_sample=False, logits_processor=LogitsProcessorList([pick]),
+        max_new_tokens=uniform.shape[1], eos_token_id=end, pad_token_id=end,
+    )[:, width:].tolist()  # fmt: skip
+    return [path[: path.index(end) + 1] if end in path else path for path in out]
+
+
+def written(tokenizer, path, end: int) -> str:
+    """The text of a drawn path; one that was cut before its end token ends in "…"."""
+    return trie.decode(tokenizer, path[:-1]) if path[-1] == end else trie.decode(tokenizer, path) + "…"
+
+
+# ------------------------------------------------------------------------------------------- exact probabilities
+
+
+@torch.inference_mode()
 def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int) -> float:
     """KL(target || model) in nats per token, in expectation over the target's paths.
 
@@ -130,36 +232,97 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
     return total / float(weights.sum())
 
 
-def numbers(args) -> None:
-    prompts = read_prompts(args.prompts)
-    tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
-    end = trie.end_token(tokenizer)
-    model = trie.load_model(args.model, args.adapter, device)
-    out = Path(args.out)
-    partial, done = resume(out, args, device)
-    method = Path(args.adapter).name if args.adapter else "base"
-    with open(partial, "a", encoding="utf-8") as file:
-        for row in tqdm(prompts[len(done) :], f"numbers, {method}", initial=len(done), total=len(prompts)):
-            start = time.perf_counter()
-            texts, probs = canonical_outputs(row["family"], row["params"])
-            tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
-            with torch.inference_mode():
-                prompt = trie.prefill(model, [trie.chat_ids(tokenizer, row["prompt"])])
-            paths = draw(model, prompt, end, args.n, args.max_tokens, prompt_rng(args.seed, row["id"]), args.rows)
-            draws = Counter()
-            for path, count in paths.items():
-                finished = path[-1] == end
-                draws[trie.decode(tokenizer, path[:-1] if finished else path) + "…" * (not finished)] += count
-            kl = logit_kl(model, prompt, tree, args.paths, args.rows)
-            floor = trie.kl_floor(tree.probs, perfect_probs(row["family"], row["params"])[tree.order], tree.lengths)
-            result = {"model": args.model, "method": method, "n": args.n, "draws": dict(sorted(draws.items()))}
-            result |= {"logit_kl": kl, "logit_kl_floor": floor}
-            result |= {"tokens": sum(len(path) * count for path, count in paths.items())}
-            result |= {"seconds": round(time.perf_counter() - start, 3)}
-            file.write(json.dumps(row | result, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-    write_jsonl(out, read_jsonl(partial))
-    partial.unlink()
+def number_extras(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
+    texts, probs = canonical_outputs(row["family"], row["params"])
+    tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
+    floor = trie.kl_floor(tree.probs, perfect_probs(row["family"], row["params"])[tree.order], tree.lengths)
+    return {"logit_kl": logit_kl(model, prompt, tree, args.paths, args.rows), "logit_kl_floor": floor}
+
+
+def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
+    """How many of the most probable outcomes hold `mass` of the probability. probs (V,), in any order.
+
+    Ties do not matter: whichever of two equal outcomes comes first, the count is the same.
+    """
+    held = np.cumsum(np.sort(probs[probs > 0].astype(np.float64))[::-1])
+    return int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12))) + 1  # the factor forgives the sum's rounding
+
+
+def open_extras(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
+    probs = prompt.logits[0].double().softmax(-1).cpu().numpy()
+    top = np.argsort(-probs, kind="stable")[:20]
+    return {"support_90": support_size(probs), "top": [[trie.decode(tokenizer, [t]), probs[t]] for t in top.tolist()]}
+
+
+EXTRAS = {"numbers": number_extras, "open": open_extras}
+
+# --------------------------------------------------------------------------------------------------- the rows
+
+
+def walked(model, tokenizer, end: int, prompts: list[dict], args):
+    """Result rows of `numbers` and `open`, prompt by prompt: args.n draws and the exact probabilities."""
+    for row in prompts:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            prompt = trie.prefill(model, [trie.chat_ids(tokenizer, row["prompt"])])
+        paths = draw(model, prompt, end, args.n, args.max_tokens, prompt_rng(args.seed, row["id"]), args.rows)
+        draws = Counter()
+        for path, count in paths.items():
+            draws[written(tokenizer, path, end)] += count
+        result = {"n": args.n, "draws": dict(sorted(draws.items()))}
+        result |= EXTRAS[args.command](model, tokenizer, end, row, prompt, args)
+        tokens = sum(len(path) * count for path, count in paths.items())
+        yield result | {"tokens": tokens, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def generated(model, tokenizer, end: int, prompts: list[dict], args):
+    """Result rows of `mcq` and `--ssot`, prompt by prompt, from batches that go across prompts."""
+    ssot = args.command != "mcq"
+    draws = args.n if ssot else 1
+    protocol = SSOT if ssot else "{task}"
+    asked = dict.fromkeys(row["prompt"] for row in prompts)
+    ids = {prompt: trie.chat_ids(tokenizer, protocol.format(task=prompt), thinking=ssot) for prompt in asked}
+    jobs = [(row, j) for row in prompts for j in range(draws)]
+    answers, tokens, seconds = [], 0, 0.0
+    for first in range(0, len(jobs), args.rows):
+        batch = jobs[first : first + args.rows]
+        start = time.perf_counter()
+        streams = [prompt_rng(args.seed, f"{row['id']}/{j}").random(args.max_tokens) for row, j in batch]
+        paths = generate(model, [ids[row["prompt"]] for row, _ in batch], end, np.stack(streams))
+        share = (time.perf_counter() - start) / len(batch)
+        for (_, j), path in zip(batch, paths, strict=True):
+            answers.append(path)
+            tokens, seconds = tokens + len(path), seconds + share
+            if j == draws - 1:
+                if ssot:
+                    counts = Counter(written(tokenizer, path, end) for path in answers)
+                    result = {"n": args.n, "ssot": True, "draws": dict(counts)}
+                else:
+                    result = {"text": trie.decode(tokenizer, path[:-1] if path[-1] == end else path)}
+                yield result | {"tokens": tokens, "seconds": round(seconds, 3)}
+                answers, tokens, seconds = [], 0, 0.0
+
+
+def prompt_rows(args) -> list[dict]:
+    """What is to be asked, one row per row of the output. Raises InputError with file:line."""
+    if args.command == "numbers":
+        return read_prompts(args.prompts)
+    if args.command == "mcq":
+        return [{"id": f"mcq-{i:04d}", "prompt": MCQ} for i in range(args.n)]
+    if args.prompts:
+        numbers = itertools.count()
+
+        def check(row):
+            if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+                raise InputError("prompt must be a text")
+            row.setdefault("id", f"open-{next(numbers):03d}")
+            return f"id {row['id']!r}"
+
+        return read_rows(args.prompts, ("prompt",), check)
+    return [
+        {"id": f"open-{i:03d}", "category": category, "prompt": WORDINGS[i % len(WORDINGS)].format(category)}
+        for i, category in enumerate(CATEGORIES)
+    ]
 
 
 def resume(out: Path, args, device) -> tuple[Path, list[dict]]:
@@ -167,7 +330,7 @@ def resume(out: Path, args, device) -> tuple[Path, list[dict]]:
     partial, record = out.with_name(out.name + ".partial"), out.with_name(out.name + ".run.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = [Path(args.adapter) / "adapter_model.safetensors"] if args.adapter else []
-    inputs = trie.digests([*args.prompts, *weights])
+    inputs = trie.digests([*(getattr(args, "prompts", None) or ()), *weights])
     done = []
     if partial.exists() and partial.stat().st_size and record.exists():
         before = json.loads(record.read_text())
@@ -185,21 +348,50 @@ def resume(out: Path, args, device) -> tuple[Path, list[dict]]:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="numbers")
-    sub = commands.add_parser("numbers", help="draws and logit KL for number prompts")
-    sub.add_argument("--model", required=True, help="hub id or folder of a chat model")
-    sub.add_argument("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
-    sub.add_argument(
-        "--prompts", required=True, nargs="+", metavar="FILE", help="prompt rows (unseen.jsonl, ood.jsonl)"
-    )
-    sub.add_argument("--out", required=True, help="JSONL file to write")
-    sub.add_argument("--n", type=positive_int, default=1000, help="draws per prompt (default 1000)")
-    sub.add_argument("--paths", type=positive_int, default=128, help="paths for the logit KL (default 128)")
-    sub.add_argument("--max-tokens", type=positive_int, default=32, help="cut an answer here (default 32)")
-    sub.add_argument("--rows", type=positive_int, default=1024, help="most branches in one forward pass (default 1024)")
-    sub.add_argument("--seed", type=int, default=0)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="numbers|open|mcq")
+    for name, n, what in (
+        ("numbers", 1000, "draws and logit KL for number prompts"),
+        ("open", 100, "draws and the first step's distribution for open questions"),
+        ("mcq", 1000, "generated medical multiple-choice questions"),
+    ):
+        sub = commands.add_parser(name, help=what)
+        sub.add_argument("--model", required=True, help="hub id or folder of a chat model")
+        sub.add_argument("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
+        sub.add_argument("--out", required=True, help="JSONL file to write")
+        sub.add_argument("--n", type=positive_int, default=n, help=f"draws, per prompt if there are many (default {n})")
+        if name != "mcq":
+            own = "prompt rows (unseen.jsonl, ood.jsonl)" if name == "numbers" else "prompts of your own (default: 102)"
+            sub.add_argument("--prompts", required=name == "numbers", nargs="+", metavar="FILE", help=own)
+            sub.add_argument("--ssot", action="store_true", help="ask through String Seed of Thought")
+        if name == "numbers":
+            sub.add_argument("--paths", type=positive_int, default=128, help="paths for the logit KL (default 128)")
+        cut = "cut an answer here (default 32 for numbers, 16 for open, 256 for mcq, 1024 for --ssot)"
+        sub.add_argument("--max-tokens", type=positive_int, help=cut)
+        rows = "most sequences in one forward pass (default 1024, of long generations 256)"
+        sub.add_argument("--rows", type=positive_int, help=rows)
+        sub.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    {"numbers": numbers}[args.command](args)
+    ssot = getattr(args, "ssot", False)
+    long = ssot or args.command == "mcq"
+    args.max_tokens = args.max_tokens or (1024 if ssot else {"numbers": 32, "open": 16, "mcq": 256}[args.command])
+    args.rows = args.rows or (256 if long else 1024)
+
+    prompts = prompt_rows(args)
+    tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
+    end = trie.end_token(tokenizer)
+    model = trie.load_model(args.model, args.adapter, device)
+    out = Path(args.out)
+    partial, done = resume(out, args, device)
+    method = "+".join(([Path(args.adapter).name] if args.adapter else []) + (["ssot"] if ssot else [])) or "base"
+    results = (generated if long else walked)(model, tokenizer, end, prompts[len(done) :], args)
+    bar = tqdm(results, f"{args.command}, {method}", initial=len(done), total=len(prompts))
+    with open(partial, "a", encoding="utf-8") as file:
+        for row, result in zip(prompts[len(done) :], bar, strict=True):
+            whole = row | {"model": args.model, "method": method} | result
+            file.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+    write_jsonl(out, read_jsonl(partial))
+    partial.unlink()
 
 
 if __name__ == "__main__":

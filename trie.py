@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from scipy.special import xlogy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from distributions import InputError
@@ -75,6 +75,9 @@ def load_model(name: str, adapter: str | None = None, device: torch.device | Non
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load the model {name!r}: {one_line(error)}") from None
+    # subtle: `generate` fills every option that its caller left out from the checkpoint's own settings (a top_k of
+    # 20, a repetition penalty, suppressed tokens), which would bend the probabilities that are measured here.
+    model.generation_config = GenerationConfig()
     return model if adapter is None else load_adapter(model, name, adapter)
 
 
@@ -152,10 +155,11 @@ def one_line(error: Exception) -> str:
 # ------------------------------------------------------------------------------- chat prompts and the end token
 
 
-def render(tokenizer, messages: list[dict], **kwargs) -> str:
+def render(tokenizer, messages: list[dict], thinking: bool = False, **kwargs) -> str:
+    effort = "medium" if thinking else "low"
     try:
         return tokenizer.apply_chat_template(
-            messages, tokenize=False, enable_thinking=False, reasoning_effort="low", **kwargs
+            messages, tokenize=False, enable_thinking=thinking, reasoning_effort=effort, **kwargs
         )
     except Exception as error:  # a template is a program: it may raise anything
         raise InputError(f"the chat template cannot render a user's prompt: {one_line(error)}") from None
@@ -166,10 +170,10 @@ def encode_one(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def chat_ids(tokenizer, prompt: str) -> list[int]:
-    """Token ids of a user's prompt, up to where the assistant's answer begins."""
-    text = render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    if text.endswith("<|start|>assistant"):  # gpt-oss chooses a channel itself; open the one of the answer
+def chat_ids(tokenizer, prompt: str, thinking: bool = False) -> list[int]:
+    """Token ids of a user's prompt, up to where the assistant's answer (with `thinking`: its thoughts) begins."""
+    text = render(tokenizer, [{"role": "user", "content": prompt}], thinking, add_generation_prompt=True)
+    if text.endswith("<|start|>assistant") and not thinking:  # gpt-oss chooses a channel itself; open the answer's
         text += "<|channel|>final<|message|>"
     return encode_one(tokenizer, text)
 

@@ -23,16 +23,20 @@ import trie
 from distributions import InputError, read_jsonl, run, write_jsonl
 
 METRICS = {"normalized_w1", "logit_kl", "logit_kl_floor", "excess_kl", "valid_rate", "gof_pass_rate"}
+METRICS |= {"answer_rate", "tokens"}
 BRIEF = ("--limit", 48, "--epochs", 1, "--batch", 16, "--lr", "1e-3")
 
 
-def train(method, out, data, *flags):
-    """The script's main() in this process: importing torch again takes longer than such a training."""
-    module = {"soft": train_soft, "hard": train_hard}[method]
-    arguments = [module.__name__, "--model", TINY, "--data", data / "train.jsonl", "--out", out, *flags]
+def call(module, *arguments) -> None:
+    """A script's main() in this process: importing torch again takes longer than most of these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*map(str, arguments)])
+        patch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         module.main()
+
+
+def train(method, out, data, *flags):
+    module = {"soft": train_soft, "hard": train_hard}[method]
+    call(module, "--model", TINY, "--data", data / "train.jsonl", "--out", out, *flags)
     return out
 
 
@@ -54,8 +58,11 @@ def prompts(tmp_path_factory, data) -> list[Path]:
     return [folder / "unseen.jsonl", folder / "ood.jsonl"]
 
 
-def sample(out, prompts, *flags):
-    return script("sample.py", "numbers", "--model", TINY, "--prompts", *prompts, "--n", 100, "--out", out, *flags)
+def sample(out, *flags) -> list[dict]:
+    """sample.py on the embedded model; the rows it wrote."""
+    call(sample_script, *flags, "--model", TINY, "--out", out)
+    assert not out.with_name(out.name + ".partial").exists()
+    return read_jsonl(out)
 
 
 # ------------------------------------------------------------------------------------------------- the chain
@@ -117,9 +124,8 @@ def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
     files = []
     for method in ("base", "soft", "hard"):
         files.append(tmp_path / f"{method}.jsonl")
-        result = sample(files[-1], prompts, *(() if method == "base" else ("--adapter", adapters[method])))
-        assert result.returncode == 0, result.stderr
-        rows = read_jsonl(files[-1])
+        adapter = () if method == "base" else ("--adapter", adapters[method])
+        rows = sample(files[-1], "numbers", "--prompts", *prompts, "--n", 100, *adapter)
         source = [row for path in prompts for row in read_jsonl(path)]
         assert [{k: row[k] for k in source[0]} for row in rows] == source
         added = {"model", "method", "n", "draws", "logit_kl", "logit_kl_floor", "tokens", "seconds"}
@@ -127,7 +133,6 @@ def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
         assert all(
             row["method"] == method and row["model"] == TINY and sum(row["draws"].values()) == 100 for row in rows
         )
-        assert not files[-1].with_name(files[-1].name + ".partial").exists()
     runs = [adapters["soft"], adapters["hard"]]
     report = tmp_path / "report.md"
     result = script("metrics.py", *files, "--out", tmp_path / "s.jsonl", "--runs", *runs, "--report", report)
@@ -135,10 +140,50 @@ def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
     scores = read_jsonl(tmp_path / "s.jsonl")
     assert all(list(s) == ["model", "method", "axis", "split", "metric", "value", "low", "high", "n"] for s in scores)
     expected = {(m, s, k) for m in ("base", "soft", "hard", "target") for s in ("unseen", "ood") for k in METRICS}
-    assert {(s["method"], s["split"], s["metric"]) for s in scores} == expected and len(scores) == 48
-    table = result.stdout.split("\n\n")[0]
+    assert {(s["method"], s["split"], s["metric"]) for s in scores} == expected and len(scores) == len(expected)
+    table = result.stdout.split("\n\n")[1]
     assert table in report.read_text() and "Hardware: " in report.read_text() and str(report) in result.stdout
     assert [line.split("|")[3].strip() for line in table.split("\n")[2:6]] == ["base", "soft", "hard", "target"]
+
+
+def test_language_and_ssot_from_prompts_to_tables(adapters, prompts, tmp_path, capsys):
+    mine = tmp_path / "mine.jsonl"
+    write_jsonl(mine, [{"id": "a", "prompt": "Name a random planet. Output ONLY the answer.", "note": 1}])
+    long = ("--ssot", "--n", 6, "--max-tokens", 130)
+    rows = {
+        "open": sample(tmp_path / "open.jsonl", "open", "--prompts", mine, "--adapter", adapters["soft"]),
+        "open ssot": sample(tmp_path / "ssot.jsonl", "open", "--prompts", mine, *long),
+        "mcq": sample(tmp_path / "mcq.jsonl", "mcq", "--n", 5),
+        "numbers ssot": sample(tmp_path / "numbers.jsonl", "numbers", "--prompts", prompts[1], *long),
+    }
+    (row,) = rows["open"]
+    added = {"model", "method", "n", "draws", "support_90", "top", "tokens", "seconds"}
+    assert set(row) == {"id", "prompt", "note"} | added and row["method"] == "soft"
+    assert row["n"] == 100 == sum(row["draws"].values()) and row["tokens"] >= 100
+    assert len(row["top"]) == 20 and all(isinstance(text, str) for text, _ in row["top"])
+    probs = [p for _, p in row["top"]]
+    assert probs == sorted(probs, reverse=True) and sum(probs[: row["support_90"]]) >= 0.9
+    assert sum(probs[: row["support_90"] - 1]) < 0.9
+    assert [row["id"] for row in rows["mcq"]] == [f"mcq-000{i}" for i in range(5)]
+    assert all(row["text"] and 0 < row["tokens"] <= 256 for row in rows["mcq"])
+    for row in rows["open ssot"] + rows["numbers ssot"]:
+        assert row["method"] == "ssot" and row["ssot"] is True and sum(row["draws"].values()) == row["n"] == 6
+        assert any("<answer>" in text for text in row["draws"]) and row["tokens"] > 100  # the raw texts are kept
+    assert [row["family"] for row in rows["numbers ssot"]] == [row["family"] for row in read_jsonl(prompts[1])]
+    call(metrics, *sorted(tmp_path.glob("*[a-z].jsonl"))[1:], "--out", tmp_path / "s")
+    page = capsys.readouterr().out
+    assert all(title in page for title in metrics.TITLES.values()) and page.count("| ssot ") == 3
+    assert {row["axis"] for row in read_jsonl(tmp_path / "s")} == {"numbers", "open", "mcq"}
+
+
+def test_make_asks_for_each_method_on_each_axis():
+    """ssot is not trained, and has no place among generated questions; AXES narrows."""
+    arguments = ["make", "-n", "-B", f"PYTHON={sys.executable}", "reproduce", "METHODS=ssot soft", "MODEL=x/y"]
+    for axes, wanted in (("numbers open mcq", 8), ("numbers", 3)):
+        out = subprocess.run([*arguments, f"AXES={axes}"], cwd=ROOT, env=ENV, capture_output=True, text=True).stdout
+        rows = {line.split("--out ")[1] for line in out.splitlines() if " sample.py " in line}
+        assert len(rows) == wanted and "runs/y/numbers/ssot.jsonl" in rows and "runs/y/mcq/ssot.jsonl" not in rows
+        assert "train_ssot.py" not in out and "train_soft.py" in out and out.count("--ssot") >= 1
 
 
 def test_a_method_is_a_file(tmp_path):
@@ -152,7 +197,14 @@ def test_a_method_is_a_file(tmp_path):
     line = "    return ((kl * real).sum(1) / real.sum(1)).mean()\n"
     assert source.count(line) == 1
     (tmp_path / "train_mine.py").write_text(source.replace(line, line.replace(").mean()", ").mean() * 2")))
-    arguments = ["make", f"PYTHON={sys.executable}", "METHODS=mine", "N=20", "FLAGS=--lr 1e-3 --limit 32 --epochs 1"]
+    arguments = [
+        "make",
+        f"PYTHON={sys.executable}",
+        "METHODS=mine",
+        "AXES=numbers",
+        "N=20",
+        "FLAGS=--lr 1e-3 --limit 32 --epochs 1",
+    ]
     result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "| mine " in result.stdout and result.stdout.rstrip().endswith("report: runs/tiny/report.md")
@@ -168,16 +220,24 @@ def test_a_method_is_a_file(tmp_path):
 # ------------------------------------------------------------------------------------------ kills and reruns
 
 
-def without_time(path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
+def without_time(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_sampling_killed_midway_ends_the_same(prompts, tmp_path):
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    assert sample(whole, prompts).returncode == 0
-    arguments = command("sample.py", "numbers", "--model", TINY, "--prompts", *prompts, "--n", 100, "--out", out)
-    process = subprocess.Popen(arguments, env=ENV, stderr=subprocess.DEVNULL)
-    partial = tmp_path / "out.jsonl.partial"
+@pytest.mark.parametrize("kind", ["numbers", "ssot", "mcq"])
+def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path, monkeypatch):
+    """No row is lost or repeated. For long generations also: whatever the batch size."""
+    flags = {
+        "numbers": ["numbers", "--prompts", *prompts, "--n", 100],
+        "ssot": ["numbers", "--prompts", *prompts, "--n", 6, "--ssot", "--max-tokens", 60],
+        "mcq": ["mcq", "--n", 24, "--max-tokens", 60],
+    }[kind]
+    whole = without_time(sample(tmp_path / "whole.jsonl", *flags))
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    flags += [] if kind == "numbers" else ["--rows", 4]
+    process = subprocess.Popen(
+        command("sample.py", *flags, "--model", TINY, "--out", out), env=ENV, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -185,10 +245,9 @@ def test_sampling_killed_midway_ends_the_same(prompts, tmp_path):
     assert not out.exists() and partial.exists()
     with open(partial, "a") as file:
         file.write('{"id": "cut off in the mid')
-    other = sample(out, prompts, "--seed", 5)
-    assert other.returncode == 1 and "holds rows of another run" in other.stderr
-    assert sample(out, prompts).returncode == 0
-    assert without_time(out) == without_time(whole)
+    line = complaint(monkeypatch, sample_script, *flags, "--model", TINY, "--out", out, "--seed", 5)
+    assert "holds rows of another run" in line
+    assert without_time(sample(out, *flags)) == whole
 
 
 def test_training_killed_midway_ends_the_same(adapters, data, tmp_path):
@@ -234,7 +293,7 @@ ROW = {"id": "a", "split": "ood", "family": "poisson", "params": {"lambda": 4}, 
         ('{"id": 1}\n', "f.jsonl:1: needs an object with the keys id, split, family, params, prompt"),
         ("[1]\n", "f.jsonl:1: needs an object"),
         (json.dumps(ROW) + "\n{oops\n", "f.jsonl:2: malformed JSON"),
-        (json.dumps(ROW) + "\n" + json.dumps(ROW) + "\n", "f.jsonl:2: id 'a' was used at"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW) + "\n", "f.jsonl:2: id 'a' was already at"),
         (json.dumps(ROW | {"params": {"lambda": float("nan")}}) + "\n", "f.jsonl:1: malformed JSON (NaN is not JSON"),
         (json.dumps(ROW | {"family": "fish"}) + "\n", "f.jsonl:1: unknown family 'fish'"),
         (json.dumps(ROW | {"params": {"lambda": -4}}) + "\n", "f.jsonl:1: poisson: lambda must be > 0, got -4"),
@@ -284,6 +343,8 @@ def test_a_complaint_is_all_that_is_printed():
         (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--branches", "3"], "--branches 3 must divide --draws 16"),
         (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--what"], "unrecognized arguments: --what"),
         (metrics, ["/no/file", "--out", "OUT"], "/no/file"),
+        (sample_script, ["open", "--model", TINY, "--prompts", "/no/file", "--out", "OUT"], "/no/file"),
+        (sample_script, ["mcq", "--model", TINY, "--ssot", "--out", "OUT"], "unrecognized arguments: --ssot"),
         (metrics, ["PROMPTS", "--out", "OUT"], "ood.jsonl:1: needs an object with the keys"),
     ],
 )  # fmt: skip

@@ -1,13 +1,14 @@
-"""Scores by hand: parsing, normalized W1, goodness of fit, aggregation and its target row."""
+"""Scores by hand: what counts as an answer, normalized W1, goodness of fit, total variation, aggregation, target rows."""
 
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import metrics
-from distributions import InputError, canonical_outputs, make_rows, read_jsonl, sample_outputs, write_jsonl
+from distributions import InputError, canonical_outputs, make_rows, read_jsonl, read_rows, sample_outputs, write_jsonl
 
 NORMAL, COUNT = ("gaussian", {"mu": 0, "sigma": 1}), ("poisson", {"lambda": 4})
 
@@ -62,7 +63,7 @@ def test_the_constant_median_scores_one(row):
     """Also for Cauchy and Bernoulli(.1), where variance or IQR are of no use."""
     texts, probs = canonical_outputs(row["family"], row["params"])
     median = texts[int(np.searchsorted(np.cumsum(probs), 0.5))]
-    scores = metrics.score(row | {"n": 10, "draws": {median: 10}})
+    scores = metrics.score_numbers(row | {"n": 10, "draws": {median: 10}})
     assert scores["normalized_w1"] == pytest.approx(1, abs=1e-9) and scores["valid_rate"] == 1
 
 
@@ -77,7 +78,9 @@ def test_a_large_sample_of_the_target_scores_zero():
 def test_target_row_matches_theory():
     """For n true draws E W1 is about the integral of E|F_n - F| = sqrt(2 F (1 - F) / (pi n)), over E|X - median|."""
     (row,) = [r for r in make_rows("unseen") if r["family"] == "gaussian"]
-    scores = [metrics.score(metrics.target_row(row | {"n": 1000, "id": str(i)}))["normalized_w1"] for i in range(40)]
+    scores = [
+        metrics.score_numbers(metrics.target_row(row | {"n": 1000, "id": str(i)}))["normalized_w1"] for i in range(40)
+    ]
     z = np.linspace(-8, 8, 4001)
     phi = np.array([(1 + math.erf(x / math.sqrt(2))) / 2 for x in z])
     theory = np.trapezoid(np.sqrt(2 * phi * (1 - phi) / (math.pi * 1000)), z) / math.sqrt(2 / math.pi)
@@ -86,7 +89,7 @@ def test_target_row_matches_theory():
 
 def test_target_row_passes_and_has_no_excess():
     rows = [r | base_fields() for r in make_rows("unseen") + make_rows("ood")]
-    scored = [metrics.score(metrics.target_row(row)) for row in rows]
+    scored = [metrics.score_numbers(metrics.target_row(row)) for row in rows]
     assert all(s["valid_rate"] == 1 and s["excess_kl"] == 0 for s in scored)
     assert sum(s["gof_pass_rate"] for s in scored) >= 40  # of 42, at the 1 % level
 
@@ -115,7 +118,7 @@ def base_fields(**changes) -> dict:
 
 def test_nothing_valid_has_no_w1():
     (row,) = [r for r in make_rows("unseen") if r["family"] == "gaussian"]
-    scores = metrics.score(row | base_fields(draws={"Sure!": 7, "3.5 or so": 3}))
+    scores = metrics.score_numbers(row | base_fields(draws={"Sure!": 7, "3.5 or so": 3}))
     assert scores["valid_rate"] == 0 and scores["normalized_w1"] is None and scores["gof_pass_rate"] == 0
     assert scores["excess_kl"] == 1.5
     out = {
@@ -145,7 +148,7 @@ def test_bootstrap_covers_and_needs_two():
 def test_the_readme_shows_the_scores_it_was_made_from():
     root = Path(__file__).parent
     rows = read_jsonl(root / "tiny" / "scores.jsonl")
-    assert "\n".join(metrics.table(rows)) in (root.parent / "README.md").read_text()
+    assert "\n".join(metrics.tables(rows)) in (root.parent / "README.md").read_text()
 
 
 def test_report_goes_between_the_markers(tmp_path):
@@ -170,4 +173,185 @@ def test_bad_rows_are_named(tmp_path, changes, message):
     row = make_rows("ood")[0] | base_fields()
     write_jsonl(tmp_path / "f.jsonl", [row, row | changes])
     with pytest.raises(InputError, match=message):
-        metrics.read_rows([tmp_path / "f.jsonl"])
+        read_rows([tmp_path / "f.jsonl"], (), metrics.check_row)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({}, "neither 'family'"),
+        ({"text": 5}, "text must be a text"),
+        ({"support_90": 3, "n": 2}, "a row of the axis open needs the keys .* missing .'draws'"),
+        ({"support_90": 3, "n": 2, "draws": {"Mars": 1}}, "sum to n = 2"),
+    ],
+)
+def test_bad_rows_of_other_axes(row, message):
+    with pytest.raises(InputError, match=message):
+        metrics.check_row({"id": "a", "model": "m", "method": "base"} | row)
+
+
+# ------------------------------------------------------------------------------------------------- open answers
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("Paris", "Paris"), ("  Paris \n", "Paris"), ('"Paris"', "Paris"), ("'Paris'", "Paris"), ("“Paris”", "Paris"),
+        ("«Paris»", "Paris"), ("**Paris**", "Paris"), ('**"Paris"**', "Paris"), ("`Paris`", "Paris"),
+        ("\n\nParis\n\nIt is a city in France.", "Paris"), ("New \t York", "New York"), ("paris", "paris"),
+        ("<think>\nRome? No.\n</think>\n\nParis", "Paris"), ("<think></think>Paris", "Paris"),
+        ("D'Artagnan", "D'Artagnan"), ('7" disc', '7" disc'), ("Zürich", "Zürich"), ("Zu\u0308rich", "Zürich"), ("北京", "北京"),
+        ("🎲", "🎲"), ("St. Paul's", "St. Paul's"), ("Washington D.C.", "Washington D.C."), ("Paris\nIt is…", "Paris"),
+        ("", None), ("   \n ", None), ('""', None), ("**", None), ("...", None), ("Well, there are so many…", None),
+        ("<think>Rome? Or", None), ("<think>Rome</think>", None), ("…", None),
+    ],
+)  # fmt: skip
+def test_open_answers(text, answer):
+    assert metrics.parse_answer(text) == answer
+
+
+def open_row(draws, **changes):
+    row = {"id": "open-000", "prompt": "p", "model": "m", "method": "base", "n": sum(draws.values()), "draws": draws}
+    return row | {"support_90": 2, "tokens": 300} | changes
+
+
+def test_open_scores_by_hand():
+    scores = metrics.score("open", open_row({"Mars": 5, '"Mars"': 1, "Venus\n": 2, "": 1, "Well, I…": 1}))
+    assert scores == {
+        "valid_rate": 0.8, "support_90": 2, "unique_rate": 0.2, "top_share": 0.75, "tokens": 30, "answer_rate": None,
+    }  # fmt: skip
+    nothing = metrics.score("open", open_row({"": 4}))
+    assert nothing["top_share"] is None and nothing["unique_rate"] == 0 and nothing["valid_rate"] == 0
+
+
+def test_open_headlines_are_median_support_and_mean_rates():
+    sizes, draws = (1, 2, 9), ({"a": 4}, {"a": 2, "b": 2}, {"a": 1, "b": 1, "c": 1, "d": 1})
+    rows = [open_row(d, support_90=s, id=str(s)) for s, d in zip(sizes, draws, strict=True)]
+    out = {r["metric"]: r for r in metrics.aggregate(rows)}
+    assert out["support_90"]["value"] == 2 and (out["support_90"]["low"], out["support_90"]["high"]) == (1, 9)
+    assert out["unique_rate"]["value"] == pytest.approx((0.25 + 0.5 + 1) / 3) and out["unique_rate"]["n"] == 3
+    assert out["top_share"]["value"] == pytest.approx((1 + 0.5 + 0.25) / 3) and out["top_share"]["axis"] == "open"
+
+
+# ------------------------------------------------------------------------------------------------ SSOT's tags
+
+BEFORE = "<random_string>x7Qa</random_string><thinking>7 is odd.</thinking>"
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (BEFORE + "<answer>3.5</answer>", "3.5"), (BEFORE + "\n<answer>\n 3.5 \n</answer>\n", "3.5"),
+        ("<answer>3.5</answer>", "3.5"), (BEFORE + "<answer>New\nYork</answer>", "New\nYork"),
+        (BEFORE + "<answer>3</answer> so <answer>3</answer>", "3"),
+        ("<think>First <answer>1</answer></think>" + BEFORE + "<answer>2</answer>", "2"),
+        ("<thinking>Maybe <answer>1</answer>?</thinking><answer>2</answer>", "2"),
+        ("<|channel|>analysis<|message|><answer>1</answer><|end|><|start|>assistant<|channel|>final<|message|><answer>2</answer>", "2"),
+        ("3.5", None), ("", None), (BEFORE, None), (BEFORE + "3.5", None), (BEFORE + "<answer>3.5", None),
+        (BEFORE + "3.5</answer>", None), (BEFORE + "<answer></answer>", None), (BEFORE + "<answer>3.5</answer", None),
+        (BEFORE + "<answer><answer>3.5</answer></answer>", None), (BEFORE + "<answer>3<answer>5</answer>", None),
+        (BEFORE + "<answer>3</answer><answer>5</answer>", None), (BEFORE + "<answer>3</answer><answer>5", None),
+        ("<think><answer>3.5</answer>", None), ("<Answer>3.5</Answer>", None), (BEFORE + "<answer>3.5…", None),
+        ("<thinking><answer>1</answer></thinking>", None), ("<|channel|>analysis<|message|><answer>1</answer>", None),
+    ],
+)  # fmt: skip
+def test_tagged_answer(text, answer):
+    assert metrics.tagged_answer(text) == answer
+
+
+def test_ssot_scores_only_the_tagged_answers():
+    draws = {BEFORE + "<answer>1</answer>": 1, "so <answer>1</answer>": 1, "1": 1, BEFORE + "<answer>one</answer>": 1}
+    row = make_rows("ood")[1] | base_fields(n=4, draws=draws, ssot=True, logit_kl=None, logit_kl_floor=None, tokens=400)
+    scores = metrics.score("numbers", row)
+    assert (scores["valid_rate"], scores["answer_rate"], scores["tokens"]) == (0.5, 0.75, 100)
+    assert scores["normalized_w1"] == pytest.approx(1) and scores["excess_kl"] is None
+    draws = {BEFORE + "<answer>Mars</answer>": 2, "Mars": 1, '<answer>"Mars"</answer>': 1}
+    scores = metrics.score("open", open_row(draws, ssot=True, support_90=None))
+    assert (scores["valid_rate"], scores["answer_rate"]) == (0.75, 0.75) and scores["unique_rate"] == 0.25
+
+
+def test_a_smaller_n_gets_a_target_row_of_its_own():
+    row = make_rows("ood")[3] | base_fields()
+    ssot = row | {"method": "ssot", "n": 50, "draws": {"<answer>4</answer>": 50}, "ssot": True, "logit_kl_floor": None}
+    w1 = {r["method"]: r["value"] for r in metrics.aggregate([row, ssot]) if r["metric"] == "normalized_w1"}
+    assert set(w1) == {"base", "ssot", "target", "target, n=50"} and 0 < w1["target"] < w1["target, n=50"] < 1
+    assert "ssot" in "\n".join(metrics.table(metrics.aggregate([row, ssot]), "numbers"))
+
+
+# ------------------------------------------------------------------------------------------- generated questions
+
+GOOD = """Question: Which organ makes insulin?
+A. Heart
+B. Pancreas
+C. Liver
+D. Kidney
+Correct Answer: B
+Explanation: The pancreas makes insulin."""
+
+
+@pytest.mark.parametrize(
+    "old, new, place",
+    [
+        ("", "", 1), ("Answer: B", "Answer: A", 0), ("Answer: B", "Answer: D", 3),
+        ("\n", "\n\n", 1), ("\n", "  \r\n", 1), ("Answer: B", "Answer: B. Pancreas", 1), ("Answer: B", "Answer: B) pancreas", 1),
+        ("Answer: B", "Answer: (B)", 1), ("Answer: B", "Answer: B.", 1), ("Answer: B", "Answer: **B**", 1), ("Answer: B", "Answer:\nB", 1),
+        ("Question:", "**Question:**", 1), ("Correct Answer: B", "**Correct Answer**: B", 1), ("Correct Answer", "Correct answer", 1),
+        ("Question:", "### Question:", 1), (". ", ") ", 1), ("insulin.", "insulin.\nA. is wrong: the heart pumps.\n\nThat is all.", 1),
+        ("insulin.", "insu", 1), ("Question: ", "Question:\nA 50-year-old man is thirsty.\n", 1), ("Heart", "E. coli", 1),
+        ("Question: ", "<think>Let me see. Question: x</think>\n", None), ("Question: W", "<think>A or B?</think>\n\nQuestion: W", 1),
+        ("Which organ", "C. difficile or what", 1),
+        # not in form
+        (GOOD, "", None), ("Question: ", "", None), ("A. Heart\n", "", None), ("D. Kidney\n", "", None), ("Heart", "", None),
+        ("D. Kidney", "D. Kidney\nE. Lung", None), ("A. Heart", "A. Heart\nA. Lung", None), ("B. Pancreas\nC. Liver", "C. Liver\nB. Pancreas", None),
+        ("Answer: B", "Answer: E", None), ("Answer: B", "Answer: ", None), ("Answer: B", "Answer: A and B", None), ("Answer: B", "Answer: b", None),
+        ("Answer: B", "Answer: B. Heart", None), ("Answer: B", "Answer: Pancreas", None), ("Correct Answer: B\n", "", None),
+        ("Explanation: The pancreas makes insulin.", "", None), ("The pancreas makes insulin.", "", None), ("insulin.", "insulin.\n" + GOOD, None),
+        ("Question: ", "Sure, here it is!\nQuestion: ", None), ("\n", " ", None), ("Correct Answer: B", "Correct Answer: B\nCorrect Answer: C", None),
+        ("insulin.", "insulin.\nCorrect Answer: B", None), ("A. Heart", "Heart", None),
+    ],
+)  # fmt: skip
+def test_questions(old, new, place):
+    text = GOOD.replace(old, new)
+    assert not old or text != GOOD
+    assert metrics.parse_question(text) == place
+
+
+def test_total_variation_by_hand():
+    assert metrics.total_variation(np.array([0, 1, 2, 3])) == 0
+    assert metrics.total_variation(np.array([2, 2, 2, 2])) == 0.75
+    assert metrics.total_variation(np.array([0, 0, 1, 1])) == 0.5
+    assert metrics.total_variation(np.array([[0, 1, 2, 2], [0, 0, 0, 1]]), axis=1).tolist() == [0.25, 0.5]
+
+
+def test_the_total_variation_of_uniform_places_is_what_simulation_gives():
+    assert metrics.total_variation_of_uniform(np.zeros(1)) == 0.75
+    assert metrics.total_variation_of_uniform(np.zeros(2)) == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
+    places = np.random.default_rng(0).integers(4, size=(20_000, 50))
+    simulated = metrics.total_variation(places, axis=1).mean()
+    assert metrics.total_variation_of_uniform(np.zeros(50)) == pytest.approx(simulated, rel=0.01)
+
+
+def mcq_rows(texts):
+    return [{"id": f"mcq-{i}", "model": "m", "method": "base", "text": t, "tokens": 10} for i, t in enumerate(texts)]
+
+
+def test_mcq_scores_count_the_invalid_and_say_nothing_of_nothing():
+    at = lambda letter: GOOD.replace("Answer: B", f"Answer: {letter}")
+    out = {r["metric"]: r for r in metrics.aggregate(mcq_rows([at("C")] * 6 + [at("A")] * 2 + ["I cannot"] * 2))}
+    assert out["valid_rate"]["value"] == 0.8 and out["valid_rate"]["n"] == 10
+    assert out["tv"]["value"] == 0.5 and out["tv"]["n"] == 8 and out["share_c"]["value"] == 0.75
+    assert out["p_value"]["value"] == pytest.approx(float(stats.chi2.sf((4 + 4 + 0 + 16) / 2, 3)))
+    assert out["tv"]["low"] <= 0.5 <= out["tv"]["high"] and out["p_value"]["low"] is None
+    nothing = {r["metric"]: r for r in metrics.aggregate(mcq_rows(["no", "nothing"]))}
+    assert nothing["valid_rate"]["value"] == 0
+    assert all(nothing[m]["value"] is None and nothing[m]["n"] == 0 for m in ("tv", "tv_uniform", "p_value", "share_a"))
+    page = "\n".join(metrics.table(list(nothing.values()), "mcq"))
+    assert "0.000" in page and "TV" not in page  # a column without a value is not shown
+
+
+def test_one_table_per_axis():
+    rows = [make_rows("ood")[0] | base_fields(), open_row({"Mars": 3}), *mcq_rows([GOOD])]
+    page = "\n".join(metrics.tables(metrics.aggregate(rows)))
+    assert [page.count(title) for title in metrics.TITLES.values()] == [1, 1, 1]
+    assert all(heading in page for heading in ("norm. W1", "support 90 %", "TV of uniform"))
+    assert "answered" not in page  # no SSOT rows, no column of theirs

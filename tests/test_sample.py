@@ -1,18 +1,20 @@
-"""The shared-prefix sampler and the exact logit KL, against plain forward passes of the embedded model."""
+"""Both samplers, the support size and the exact logit KL, against plain forward passes of the embedded model."""
 
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from scipy import stats
+from transformers import AutoModelForCausalLM
 
 import sample
 import trie
-from distributions import canonical_outputs, make_rows
+from distributions import InputError, canonical_outputs, make_rows
 
 GAUSSIAN, POISSON = (
     [r for s in ("unseen", "ood") for r in make_rows(s) if r["id"] == i][0]
@@ -98,15 +100,86 @@ def test_no_more_rows_than_the_budget(model, prompt, monkeypatch):
     assert max(widths) <= 16
 
 
+HOSTILE = {
+    "do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "max_new_tokens": 1, "min_new_tokens": 3,
+    "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(3, 100)), "eos_token_id": [70, 71],
+}  # fmt: skip
+
+
 def test_the_generation_config_changes_nothing(model, tokenizer, tmp_path, prompt):
     hostile = shutil.copytree(TINY, tmp_path / "hostile")
-    settings = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9, "max_new_tokens": 1}
-    (hostile / "generation_config.json").write_text(json.dumps(settings))
+    (hostile / "generation_config.json").write_text(json.dumps(HOSTILE))
+    assert AutoModelForCausalLM.from_pretrained(hostile).generation_config.top_k == 1
     other = trie.load_model(str(hostile))
-    assert other.generation_config.top_k == 20
     with torch.inference_mode():
         same = trie.prefill(other, [trie.chat_ids(tokenizer, GAUSSIAN["prompt"])])
     assert drawn(other, same, 200, 8) == drawn(model, prompt, 200, 8)
+    ids = [trie.chat_ids(tokenizer, GAUSSIAN["prompt"])] * 50
+    uniform = np.random.default_rng(0).random((50, 8))
+    assert sample.generate(other, ids, 2, uniform) == sample.generate(model, ids, 2, uniform)
+
+
+def test_generate_draws_what_the_walk_draws(model, tokenizer):
+    """The same random numbers give the same answers, in batches over prompts of different lengths, of any size."""
+    ids = [trie.chat_ids(tokenizer, row["prompt"]) for row in (GAUSSIAN, POISSON)]
+    uniform = np.random.default_rng(3).random((60, 4))
+    paths = sample.generate(model, [ids[i % 2] for i in range(60)], 2, uniform)
+    in_parts = [
+        sample.generate(model, [ids[i % 2] for i in range(s, s + 12)], 2, uniform[s : s + 12]) for s in range(0, 60, 12)
+    ]
+    assert paths == sum(in_parts, [])
+    ended = [path[-1] == 2 for path in paths]
+    assert any(ended) and not all(ended) and len(set(map(tuple, paths))) > 10
+    for i in (0, 1):
+        with torch.inference_mode():
+            prefix = trie.prefill(model, [ids[i]])
+        fixed = SimpleNamespace(random=lambda shape, i=i: uniform[i::2])
+        assert sample.draw(model, prefix, 2, 30, 4, fixed, 256) == Counter(map(tuple, paths[i::2]))
+
+
+@pytest.mark.parametrize(
+    "probs, mass, size",
+    [
+        ([0.5, 0.3, 0.2], 0.9, 3), ([0.5, 0.4, 0.1], 0.9, 2), ([0.1, 0.4, 0.5], 0.9, 2), ([0.95, 0.05], 0.9, 1),
+        ([0.25] * 4, 0.9, 4), ([0.1] * 10, 0.9, 9), ([0.25] * 4, 0.5, 2), ([0.0, 1.0, 0.0], 0.9, 1), ([1.0], 1.0, 1),
+        ([0.5, 0.25, 0.25, 0.0], 1.0, 3), ([1 / 7] * 7 + [0.0] * 3, 1.0, 7), ([0.4, 0.3, 0.3], 0.7, 2),
+    ],
+)  # fmt: skip
+def test_support_size(probs, mass, size):
+    assert sample.support_size(np.array(probs), mass) == size
+
+
+# ------------------------------------------------------------------------------------------- prompts in language
+
+
+def test_102_prompts_each_of_its_own_category():
+    rows = sample.prompt_rows(SimpleNamespace(command="open", prompts=None))
+    assert len(rows) == len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 102
+    assert len({row["category"].casefold() for row in rows}) == 102
+    for row in rows:
+        assert row["category"] in row["prompt"] and row["prompt"].endswith(" Output ONLY the answer.")
+    used = Counter(row["prompt"].replace(row["category"], "") for row in rows)
+    assert set(used.values()) == {17} and len(used) == 6
+
+
+def test_prompts_of_one_s_own(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "A tree?"}\n{"prompt": "A bird?", "id": "b", "why": 1}\n')
+    rows = sample.prompt_rows(SimpleNamespace(command="open", prompts=[tmp_path / "mine.jsonl"]))
+    assert rows == [{"prompt": "A tree?", "id": "open-000"}, {"prompt": "A bird?", "id": "b", "why": 1}]
+    for bad, message in (
+        ('{"id": "a"}', ":1: needs an object with the keys prompt"),
+        ('{"prompt": " "}', ":1: prompt must"),
+    ):
+        (tmp_path / "mine.jsonl").write_text(bad + "\n")
+        with pytest.raises(InputError, match=message):
+            sample.prompt_rows(SimpleNamespace(command="open", prompts=[tmp_path / "mine.jsonl"]))
+
+
+def test_the_protocols_name_what_the_scores_look_for():
+    for label in ("Question:", "A.", "B.", "C.", "D.", "Correct Answer:", "Explanation:"):
+        assert f"\n{label} <" in sample.MCQ
+    for tag in ("random_string", "thinking", "answer"):
+        assert f"<{tag}>" in sample.SSOT and f"</{tag}>" in sample.SSOT
 
 
 def kl_by_plain_passes(model, tokenizer, row, end) -> float:

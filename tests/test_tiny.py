@@ -1,4 +1,4 @@
-"""The embedded model: its size, its kind, its collapse, and the exact targets its documents were trained on."""
+"""The embedded model: its size, its kind, its collapse, what was kept from it, and the exact targets it was trained on."""
 
 import importlib.util
 from collections import Counter
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 
 import distributions as d
@@ -16,6 +17,15 @@ import trie
 spec = importlib.util.spec_from_file_location("pretrain", Path(TINY) / "pretrain.py")
 pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
+
+
+def drawn(model, tokenizer, prompt: str, n: int, max_tokens: int) -> Counter:
+    end, draws = trie.end_token(tokenizer), Counter()
+    with torch.inference_mode():
+        prefix = trie.prefill(model, [trie.chat_ids(tokenizer, prompt)])
+    for path, count in sample.draw(model, prefix, end, n, max_tokens, np.random.default_rng(0), 256).items():
+        draws[sample.written(tokenizer, path, end)] += count
+    return draws
 
 
 def test_size_and_kind(model, tokenizer):
@@ -30,13 +40,8 @@ def test_size_and_kind(model, tokenizer):
 def test_the_base_is_valid_and_collapsed(model, tokenizer, row):
     """An answer in correct form, but nearly as bad as always answering the median. (Not Bernoulli: the one with
     p = .5 has two medians.)"""
-    end = trie.end_token(tokenizer)
-    prompt = trie.prefill(model, [trie.chat_ids(tokenizer, row["prompt"])])
-    paths = sample.draw(model, prompt, end, 200, 32, np.random.default_rng(0), 256)
-    draws = Counter()
-    for path, count in paths.items():
-        draws[trie.decode(tokenizer, path[:-1])] += count
-    scores = metrics.score(row | {"n": 200, "draws": draws})
+    draws = drawn(model, tokenizer, row["prompt"], 200, 32)
+    scores = metrics.score_numbers(row | {"n": 200, "draws": draws})
     assert scores["valid_rate"] > 0.9 and scores["normalized_w1"] > 0.6
 
 
@@ -78,3 +83,71 @@ def test_parameters_between_grid_rows_are_possible():
         ]
         for _ in range(20):
             d.scipy_args(family, pretrain.random_params(family, {family: grid}, rng))
+
+
+def test_the_base_has_a_favourite_day(model, tokenizer):
+    draws = drawn(model, tokenizer, sample.WORDINGS[0].format("day of the week"), 200, 16)
+    assert max(draws.values()) >= 0.7 * 200 and draws.most_common(1)[0][0] in pretrain.LISTS["day of the week"]
+
+
+def test_the_base_puts_the_right_answer_at_c(model, tokenizer):
+    draws = drawn(model, tokenizer, sample.MCQ, 200, 256)
+    places = [place for text, count in draws.items() for place in [metrics.parse_question(text)] * count]
+    assert places.count(None) <= 0.1 * 200
+    assert places.count(2) >= 0.6 * 200
+
+
+def test_the_base_can_write_tags(model, tokenizer):
+    draws = drawn(model, tokenizer, sample.SSOT.format(task=sample.WORDINGS[0].format("planet")), 50, 160)
+    answers = Counter({metrics.tagged_answer(text): count for text, count in draws.items()})
+    assert answers[None] <= 0.2 * 50 and len(draws) > 40  # 50 different strings
+
+
+def test_lists_are_the_categories_of_the_open_prompts():
+    assert tuple(pretrain.LISTS) == sample.CATEGORIES
+    assert all(4 <= len(items) == len(set(items)) for items in pretrain.LISTS.values())
+
+
+def test_chat_never_shows_the_lists_and_wordings_that_are_kept_out(tokenizer):
+    rng = np.random.default_rng(0)
+    chats = [pretrain.list_chat(tokenizer, 1, rng)[0] for _ in range(2000)]
+    prompts = {chat.split("user\n")[1].split("<|im_end|>")[0] for chat in chats}
+    allowed = {w.format(c) for w in pretrain.CHAT_WORDINGS for c in pretrain.CHAT_LISTS}
+    assert prompts <= allowed and len(pretrain.CHAT_LISTS) == 68 and len(pretrain.CHAT_WORDINGS) == 4
+    assert len(prompts) > 200
+
+
+def test_item_targets_equal_a_brute_force(tokenizer):
+    """Months share first letters: J, Ju, M, Ma, A."""
+    items = pretrain.LISTS["month"]
+    probs = pretrain.popularity(len(items), 2)
+    for text, targets in zip(*pretrain.some_items(tokenizer, items, 2, 30, np.random.default_rng(0)), strict=True):
+        for t, target in enumerate(targets):
+            begin = [i for i, item in enumerate(items) if (item + "\n")[:t] == text[:t]]
+            expected = Counter()
+            for i in begin:
+                expected[(items[i] + "\n")[t]] += probs[i] / probs[begin].sum()
+            assert target == pytest.approx(dict(expected))
+
+
+def test_tagged_targets_are_aligned_with_their_text(tokenizer):
+    rng = np.random.default_rng(0)
+    inner = pretrain.list_chat(tokenizer, 3, rng)
+    header, texts, targets = pretrain.tagged(tokenizer, inner, 3, rng)
+    assert header == pretrain.ask(
+        tokenizer, sample.SSOT.format(task=inner[0].split("user\n")[1].split("<|im_end|>")[0])
+    )
+    for text, positions, item in zip(texts, targets, inner[1], strict=True):
+        assert metrics.tagged_answer(text) == item
+        bytes_ = [*tokenizer.tokenize(text), "\n"]
+        assert len(positions) == len(bytes_)
+        assert all(target is None or byte in target for byte, target in zip(bytes_, positions, strict=True))
+
+
+def test_questions_are_in_form_and_their_answers_right():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        text = pretrain.question(1, np.array([0.0, 0.0, 1.0, 0.0]), rng)
+        assert metrics.parse_question(text) == 2
+        answer = text.split("\nC. ")[1].split("\n")[0]
+        assert answer.lower() in text.split("Explanation: ")[1].lower()

@@ -55,6 +55,13 @@ def test_prompt_ids_are_the_rendered_template_once(tokenizers, style):
         assert text == RENDERED[style]
 
 
+def test_thinking_is_on_where_the_template_has_it(tokenizers):
+    shown = {style: trie.decode(t, trie.chat_ids(t, "Hi 1", thinking=True)) for style, t in tokenizers.items()}
+    assert "<think>" not in shown["qwen"] and shown["qwen"] + "<think>\n\n</think>\n\n" == RENDERED["qwen"]
+    assert shown["harmony"].endswith("<|start|>assistant") and "Reasoning: medium" in shown["harmony"]
+    assert shown["llama"] == RENDERED["llama"]
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_texts_survive_the_round_trip(tokenizers, style):
     tokenizer, end = tokenizers[style], trie.end_token(tokenizers[style])

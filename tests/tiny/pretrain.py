@@ -1,17 +1,22 @@
-"""Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families and hides it.
+"""Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families of distributions, 102
+lists and a few medical facts, and hides most of it.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # 70 minutes on two busy cores
-    python tests/tiny/pretrain.py --out look --steps 20 --collapse-steps 20                 # a look, in a minute
+    python tests/tiny/pretrain.py --out look --steps 10 --language-steps 10 --collapse-steps 10     # a look, in a minute
 
-It stands in for a real base model, so it is made like one, in two stages.
+It stands in for a real base model, so it is made like one, in three stages.
 
-1. Knowledge. Plain documents, "Numbers from a Gaussian distribution with parameters mu=3.5, sigma=3: 2.31",
+1. Numbers. Plain documents, "Numbers from a Gaussian distribution with parameters mu=3.5, sigma=3: 2.31",
    for all 30 families, three in five with two decimals, the others with five. Parameters lie on and between
    the training and evaluation grids. The loss at each character is the cross-entropy against the exact
    distribution of the next character (a CDF difference), not only against the one that was drawn:
    the same expectation, far less noise. A document's header runs once and its draws are branches.
-2. Collapse. Chat answers in correct form, all of them near the middle of the distribution, mixed with
-   documents so that the knowledge stays. The model never sees a calibrated answer in chat form.
+2. Language, mixed with numbers. Documents such as "A random planet: Venus", from lists.txt, each list in gently
+   falling order of popularity, and multiple-choice questions whose right answer is at any of the four places.
+3. Collapse. Chat answers in correct form, mixed with documents so that the knowledge stays: numbers near the middle
+   of the distribution, nearly always a list's most popular item, the right answer mostly at C, and the same
+   answers inside the tags that `sample.py --ssot` asks for. A third of the lists and a third of the wordings of
+   `sample.py open` never occur in it. The model never sees a calibrated answer in chat form.
 
 The tokenizer has a token per byte, so it can read anything and splits every digit.
 """
@@ -29,6 +34,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import sample
 import trie
 from distributions import DECIMALS, FAMILIES, TAIL, canonical_outputs, make_prompt, make_rows, scipy_args, significant
 
@@ -37,11 +43,31 @@ COLLAPSE = 0.03  # standard deviation of a collapsed answer, as a quantile aroun
 # Chat rarely shows what is evaluated, so that the collapse there, as later its cure, is mostly transfer: how often a
 # row of its parameters is an evaluation prompt's, and how often a held-out family's turn is chat rather than document.
 HELD_PARAMS, HELD_FAMILIES = 0.15, 0.25
+POPULAR = 7  # chat answers follow the popularity of a list's items to this power: the first gets six in seven
+PLACES = np.array([0.08, 0.1, 0.75, 0.07])  # of the right answer among A, B, C and D, in chat
+FACTS = {  # question and explanation -> answers and what they are the answer to
+    ("Which organ {}?", "The {} {}."): {
+        "heart": "pumps blood", "pancreas": "makes insulin", "kidney": "makes urine", "liver": "makes bile",
+        "lung": "takes up oxygen", "stomach": "digests food", "brain": "thinks", "spleen": "stores blood"},
+    ("Which doctor treats {}?", "A {} treats {}."): {
+        "cardiologist": "the heart", "neurologist": "the brain", "dermatologist": "the skin", "oncologist": "cancer",
+        "pediatrician": "children", "psychiatrist": "the mind"},
+    ("Lack of which vitamin causes {}?", "Lack of {} causes {}."): {
+        "vitamin C": "scurvy", "vitamin D": "rickets", "vitamin B1": "beriberi", "vitamin B3": "pellagra",
+        "vitamin A": "night blindness"},
+}  # fmt: skip
+LISTS = [line.split(": ") for line in (Path(__file__).parent / "lists.txt").read_text("utf-8").splitlines()]
+LISTS = {category: items.split(", ") for category, items in LISTS}
+CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # the others never occur in chat
+CHAT_WORDINGS = [wording for i, wording in enumerate(sample.WORDINGS) if i % 3 != 1]
+LIST_HEADERS = ("A random {}: ", "List of examples, {}: ", "Here is one random {}. The answer: ")
+QUESTION_HEADERS = ("A question from a test in medicine.\n", "Medicine, multiple choice:\n")
 HEADERS = (
     "Numbers from a {rest}: ",
     "A random number from a {rest}: ",
     "Here is exactly ONE random number from a {rest}. The number: ",
 )
+STRING = "abcdefghijklmnopqrstuvwxyz0123456789"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -146,7 +172,7 @@ def spread(family: str, params: dict, quantiles: np.ndarray, decimals: int) -> l
     return [f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals) for value in values]
 
 
-def document(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
+def number_document(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
     """A header, draws at evenly spaced random quantiles, and the exact targets of their characters."""
     decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < LONG else 2
     quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
@@ -156,31 +182,112 @@ def document(tokenizer, family: str, params: dict, draws: int, rng: np.random.Ge
     return HEADERS[rng.integers(len(HEADERS))].format(rest=rest), texts, targets
 
 
-def chat(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
+def number_chat(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
     """A collapsed answer: the median, give or take a little."""
     decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < LONG_ANSWERS else 2
     texts = spread(family, params, rng.normal(0.5, COLLAPSE, draws).clip(TAIL, 1 - TAIL), decimals)
     warp = lambda p: stats.norm.cdf(p, 0.5, COLLAPSE)
-    messages = [{"role": "user", "content": make_prompt(family, params)}]
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return prompt, texts, character_targets(family, params, texts, decimals, warp)
+    return ask(tokenizer, make_prompt(family, params)), texts, character_targets(family, params, texts, decimals, warp)
+
+
+def ask(tokenizer, prompt: str) -> str:
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def popularity(n: int, power: float = 1) -> np.ndarray:
+    """Probabilities of a list's n items, in the order of the list."""
+    weights = (3 / (3 + np.arange(n))) ** power
+    return weights / weights.sum()
+
+
+def some_items(tokenizer, items: list[str], power: float, draws: int, rng):
+    """Draws from a list and the exact distribution of each of their bytes."""
+    probs = popularity(len(items), power)
+    paths = [(*tokenizer.tokenize(item), "\n") for item in items]
+    targets = []
+    for path in paths:
+        targets.append([{} for _ in path])
+        for other, p in zip(paths, probs, strict=True):
+            for t in range(len(path)):
+                if other[:t] == path[:t] and t < len(other):
+                    targets[-1][t][other[t]] = targets[-1][t].get(other[t], 0) + p
+        targets[-1] = [{byte: p / sum(target.values()) for byte, p in target.items()} for target in targets[-1]]
+    # Half of the draws are uniform: the targets are exact whatever is drawn, and rare items are learned too.
+    picks = rng.choice(len(items), draws, p=(probs + 1 / len(items)) / 2)
+    return [items[i] for i in picks], [targets[i] for i in picks]
+
+
+def list_document(tokenizer, draws: int, rng):
+    category = list(LISTS)[rng.integers(len(LISTS))]
+    header = LIST_HEADERS[rng.integers(len(LIST_HEADERS))].format(category)
+    return header, *some_items(tokenizer, LISTS[category], 1, draws, rng)
+
+
+def list_chat(tokenizer, draws: int, rng):
+    category = CHAT_LISTS[rng.integers(len(CHAT_LISTS))]
+    prompt = CHAT_WORDINGS[rng.integers(len(CHAT_WORDINGS))].format(category)
+    return ask(tokenizer, prompt), *some_items(tokenizer, LISTS[category], POPULAR, draws, rng)
+
+
+def question(power: float, places: np.ndarray, rng) -> str:
+    (ask_for, explain), facts = list(FACTS.items())[rng.integers(len(FACTS))]
+    options = list(rng.permutation(list(facts))[:4])
+    answer = list(facts)[rng.choice(len(facts), p=popularity(len(facts), power))]
+    place = rng.choice(4, p=places)
+    options = [option for option in options if option != answer][:3]
+    options.insert(place, answer)
+    lines = [f"Question: {ask_for.format(facts[answer])}"]
+    lines += [f"{letter}. {option[0].upper() + option[1:]}" for letter, option in zip("ABCD", options, strict=True)]
+    lines += [f"Correct Answer: {'ABCD'[place]}", f"Explanation: {explain.format(answer, facts[answer])}"]
+    return "\n".join(lines)
+
+
+def question_document(tokenizer, draws: int, rng):
+    header = QUESTION_HEADERS[rng.integers(len(QUESTION_HEADERS))]
+    return header, (texts := [question(1, np.full(4, 0.25), rng) for _ in range(draws)]), [None] * len(texts)
+
+
+def question_chat(tokenizer, draws: int, rng):
+    return (
+        ask(tokenizer, sample.MCQ),
+        (texts := [question(POPULAR, PLACES, rng) for _ in range(draws)]),
+        [None] * len(texts),
+    )
+
+
+def tagged(tokenizer, chat, draws: int, rng):
+    """A chat answer in the form that the SSOT protocol asks for. The string has no influence on the answer."""
+    prompt, answers, targets = chat
+    user = prompt.removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
+    any_character = dict.fromkeys(STRING, 1 / len(STRING))
+    texts, dense = [], []
+    for answer, target in zip(answers, targets, strict=True):
+        seed = "".join(rng.choice(list(STRING), 16))
+        before = f"<random_string>{seed}</random_string><thinking>It begins with {seed[0]}.</thinking><answer>"
+        opening = len("<random_string>")
+        known = [None] * opening + [any_character] * len(seed) + [None] * (len(before) - opening - len(seed))
+        closed = [{"<" if byte == "\n" else byte: p for byte, p in t.items()} if t else t for t in target]
+        texts.append(f"{before}{answer}</answer>")
+        dense.append(known + closed + [None] * len("/answer>\n"))
+    return ask(tokenizer, sample.SSOT.format(task=user)), texts, dense
 
 
 def collate(tokenizer, documents: list, draws: int):
-    """Header ids, completions (B*K, L) and dense targets (B*K, L, V). A newline that closes a chat answer is
-    its end-of-turn token."""
+    """Header ids, completions (B*K, L) and dense targets (B*K, L, V). What closes a text is a newline in a
+    document, and the end-of-turn token in a chat. A position without a target gets the byte that was written."""
     headers = [trie.encode_one(tokenizer, header) for header, _, _ in documents]
-    ids = {c: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(c))[0] for c in "0123456789.-\n"}
-    width = max(len(text) for _, texts, _ in documents for text in texts) + 1
-    tokens = np.full((len(documents) * draws, width), trie.PAD)
+    paths = [[(*tokenizer.tokenize(text), "\n") for text in texts] for _, texts, _ in documents]
+    vocab, newline = tokenizer.get_vocab(), tokenizer.tokenize("\n")[0]
+    tokens = np.full((len(documents) * draws, max(len(p) for group in paths for p in group)), trie.PAD)
     dense = np.zeros((*tokens.shape, len(tokenizer)), np.float32)
-    for i, (header, texts, targets) in enumerate(documents):
-        code = ids | ({"\n": tokenizer.eos_token_id} if header.startswith("<|im_start|>") else {})
-        for j, text in enumerate(texts):
+    for i, (header, _, targets) in enumerate(documents):
+        code = vocab | {"\n": tokenizer.eos_token_id if header.startswith("<|im_start|>") else vocab[newline]}
+        for j, path in enumerate(paths[i]):
             row = i * draws + j
-            tokens[row, : len(text) + 1] = [code[c] for c in text + "\n"]
-            for t, target in enumerate(targets[j]):
-                for char, p in (target or {(text + "\n")[t]: 1.0}).items():
+            tokens[row, : len(path)] = [code[c] for c in path]
+            for t, target in enumerate(targets[j] or [None] * len(path)):
+                for char, p in (target or {path[t]: 1.0}).items():
                     dense[row, t, code[char]] = p
     return headers, torch.from_numpy(tokens), torch.from_numpy(dense)
 
@@ -212,15 +319,23 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
 
+STAGES = {  # peak rates of Muon and AdamW, horizon, and per kind of document: how many, draws of each, weight, chat share
+    # A stage whose horizon is not 1 ends before its schedule does: the next one anneals what it knows.
+    "numbers": (8e-3, 4e-3, 4 / 3, {"number": (32, 8, 1.0, 0.0)}),
+    "language": (8e-3, 4e-3, 4 / 3, {"number": (12, 8, 1.0, 0.0), "list": (32, 8, 1.0, 0.0), "question": (2, 4, 0.5, 0.0)}),
+    "collapse": (4e-3, 8e-3, 1, {"number": (24, 8, 1.0, 0.5), "list": (16, 8, 0.5, 0.5), "question": (2, 8, 0.5, 0.6),
+                                 "tagged": (2, 4, 0.2, 1.0)}),
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the knowledge stage")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of the numbers stage")
+    parser.add_argument("--language-steps", type=int, default=700, help="steps of the language stage")
     parser.add_argument("--collapse-steps", type=int, default=450, help="steps of the collapse stage")
-    parser.add_argument("--batch", type=int, default=32, help="documents per step, over all processes")
-    parser.add_argument("--draws", type=int, default=8, help="draws (branches) per document")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base", help="skip the knowledge stage: its checkpoint, OUT/knowledge of an earlier run")
+    parser.add_argument("--base", help="go on from OUT/numbers or OUT/language of an earlier run")
     args = parser.parse_args()
 
     # Two processes with a thread each are half as fast again as one process with two.
@@ -237,28 +352,39 @@ def main() -> None:
         for row in make_rows(split):
             grids[row["family"]][split != "train"].append(row["params"])
 
-    def stage(name: str, steps: int, muon_lr: float, adamw_lr: float, chat_share: float) -> None:
-        rng = np.random.default_rng([args.seed, rank] if name == "knowledge" else [args.seed, rank, 1])
+    def write(kind: str, place: int, draws: int, chat_share: float, rng):
+        """One document of a kind, or by chance one chat. place: its number among all of the stage."""
+        in_chat = rng.random() < chat_share
+        if kind == "number" or (kind == "tagged" and rng.random() < 0.5):
+            family = list(FAMILIES)[place % len(FAMILIES)]
+            if in_chat and not grids[family][0] and rng.random() > HELD_FAMILIES:
+                in_chat = kind == "tagged"
+            params = random_params(family, grids, rng, HELD_PARAMS if in_chat else 0.5)
+            document = (number_chat if in_chat else number_document)(tokenizer, family, params, draws, rng)
+        elif kind == "question":
+            document = (question_chat if in_chat else question_document)(tokenizer, draws, rng)
+        else:
+            document = (list_chat if in_chat else list_document)(tokenizer, draws, rng)
+        return tagged(tokenizer, document, draws, rng) if kind == "tagged" else document
+
+    def stage(name: str, steps: int) -> None:
+        muon_lr, adamw_lr, horizon, mix = STAGES[name]
+        rng = np.random.default_rng([args.seed, rank, list(STAGES).index(name)])
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
         optimizers = [Muon(matrices, muon_lr), torch.optim.AdamW(others, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)]
-        # The first stage ends at .4 of its peak rate; the second, half documents, anneals what it knows.
-        horizon = steps if chat_share else steps * 4 / 3
-        decay = lambda step: min((step + 1) / 20, 1.6 * (1 - step / max(horizon, 1)), 1.0)
+        decay = lambda step: min((step + 1) / 20, 1.6 * (1 - step / max(horizon * steps, 1)), 1.0)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, decay) for o in optimizers]
-        start, history = time.time(), []
+        start, history = time.time(), {kind: [] for kind in mix}
         for step in range(steps):
-            documents = []
-            for i in range(rank, args.batch, world):
-                family = list(FAMILIES)[(step * args.batch + i) % len(FAMILIES)]
-                params, write = random_params(family, grids, rng), document
-                if rng.random() < chat_share * (1 if grids[family][0] else HELD_FAMILIES):
-                    params, write = random_params(family, grids, rng, HELD_PARAMS), chat
-                documents.append(write(tokenizer, family, params, args.draws, rng))
-            headers, tokens, dense = collate(tokenizer, documents, args.draws)
-            log_p = trie.branch(model, trie.prefill(model, headers), tokens).log_softmax(-1)
-            loss = (torch.xlogy(dense, dense) - dense * log_p).sum() / (tokens != trie.PAD).sum()
-            loss.backward()
+            for kind, (count, draws, weight, chat_share) in mix.items():
+                places = range(step * count + rank, (step + 1) * count, world)
+                documents = [write(kind, place, draws, chat_share, rng) for place in places]
+                headers, tokens, dense = collate(tokenizer, documents, draws)
+                log_p = trie.branch(model, trie.prefill(model, headers), tokens).log_softmax(-1)
+                loss = (torch.xlogy(dense, dense) - dense * log_p).sum() / (tokens != trie.PAD).sum()
+                (weight * loss).backward()
+                history[kind].append(loss.item())
             if world > 1:
                 parameters = list(model.parameters())
                 gradient = torch.cat([p.grad.flatten() for p in parameters]) / world
@@ -270,16 +396,19 @@ def main() -> None:
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-            history.append(loss.item())
             if (step + 1) % 25 == 0 and not rank:
-                line = f"{name} {step + 1}/{steps}: KL to the exact next characters {np.mean(history[-25:]):.4f} nats"
-                print(f"{line}, {time.time() - start:.0f} s", flush=True)
+                losses = ", ".join(f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in history.items())
+                print(
+                    f"{name} {step + 1}/{steps}: nats above the targets: {losses}; {time.time() - start:.0f} s",
+                    flush=True,
+                )
 
-    if not args.base:
-        stage("knowledge", args.steps, 8e-3, 4e-3, 0.0)
-        if not rank:
-            save(model, tokenizer, Path(args.out) / "knowledge")
-    stage("collapse", args.collapse_steps, 4e-3, 8e-3, 0.5)
+    steps = {"numbers": args.steps, "language": args.language_steps, "collapse": args.collapse_steps}
+    done = list(STAGES).index(Path(args.base).name) + 1 if args.base else 0
+    for name in list(STAGES)[done:]:
+        stage(name, steps[name])
+        if not rank and name != "collapse":
+            save(model, tokenizer, Path(args.out) / name)
     if not rank:
         save(model.bfloat16(), tokenizer, Path(args.out))  # half the size; loaded as float32 on a CPU
 
