@@ -19,8 +19,9 @@ ifeq ($(MODEL),tests/tiny)
   JOBS       ?= 2
   FLAGS      ?= --lr 5e-3
   FLAGS_hard ?= $(FLAGS) --branches 16
-  # 160 bytes, which are its tokens, are enough for its tagged answers.
-  FLAGS_ssot ?= --n 50 --max-tokens 160
+  # Its tokens are bytes: 160 are enough for its tagged answers, of which 1000 for each prompt would take hours.
+  FLAGS_ssot ?= --max-tokens 160
+  FLAGS_numbers_ssot ?= --n 50
   export OMP_NUM_THREADS ?= 1
   # glibc would give every large tensor back to the system and fetch it again, page by page.
   export MALLOC_MMAP_MAX_ ?= 0
@@ -85,7 +86,7 @@ $(RUN)/$(1)/base.jsonl: $(DATA)/train.jsonl | $$(VENV)
 	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --out $$@
 
 $(RUN)/$(1)/ssot.jsonl: $(DATA)/train.jsonl | $$(VENV)
-	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) --out $$@
+	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) $$(FLAGS_$(1)_ssot) --out $$@
 
 $(RUN)/$(1)/%.jsonl: $(RUN)/%/adapter_config.json
 	$(PY) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(FLAGS_$(1)) --out $$@

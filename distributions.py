@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def scipy_args(family: str, params: dict) -> tuple[Family, tuple]:
 
     Raises InputError for an unknown family, a missing or surplus parameter, or an impossible value.
     """
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     spec = FAMILIES[family]
     if not isinstance(params, dict) or set(params) != set(spec.params):
@@ -324,11 +325,11 @@ def read_jsonl(path: str | Path, keys: Iterable[str] = ()) -> list[dict]:
         raise ValueError(f"{constant} is not JSON; use null")
 
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line, parse_constant=refuse)
-            except ValueError as error:
+                row = json.loads(line.decode(), parse_constant=refuse)
+            except ValueError as error:  # not UTF-8, or not JSON
                 raise InputError(f"{path}:{number}: malformed JSON ({error})") from None
             missing = [key for key in keys if not isinstance(row, dict) or key not in row]
             if missing or not isinstance(row, dict):
@@ -337,6 +338,13 @@ def read_jsonl(path: str | Path, keys: Iterable[str] = ()) -> list[dict]:
     if not rows:
         raise InputError(f"{path}: empty; expected one JSON object per line")
     return rows
+
+
+def check_texts(row: dict, *keys: str) -> None:
+    """Raises InputError if one of these is not a text, or one that no file could hold."""
+    for key in keys:
+        if not isinstance(row[key], str) or re.search("[\ud800-\udfff]", row[key]):
+            raise InputError(f"{key} must be a text, got {row[key]!r}")
 
 
 def read_rows(paths: Iterable[str | Path], keys: Iterable[str], check: Callable[[dict], str]) -> list[dict]:
@@ -363,6 +371,7 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
     """
 
     def check(row):
+        check_texts(row, "id", "split", "prompt")
         scipy_args(row["family"], row["params"])
         return f"id {row['id']!r}"
 
@@ -393,6 +402,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError(f"{message}; --help lists the options")
+
+
+def natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, got {text!r}")
+    return int(text)
 
 
 def positive_int(text: str) -> int:

@@ -16,7 +16,7 @@ Axis `numbers`. Scores of a prompt (an answer is one of its n draws):
                     A prompt without a valid answer is rejected.
 Over prompts: the mean within a family; over families the median, or the mean for rates and tokens. Rows of the
 method "target" are the same scores of n draws from the true distribution, printed with five decimals: what
-sampling noise alone leaves. A table without them cannot be read.
+sampling noise alone leaves, if all n are valid. A table without them cannot be read.
 
 Axis `open`. Scores of a prompt; there is no target, so no best value: compare with the base.
     valid_rate      share of the draws that are an answer (parse_answer)
@@ -39,7 +39,7 @@ Every axis has
 
 Intervals are 95 %, from 10,000 bootstrap resamples of the families, of the prompts, or of the generations. Writes rows
 {model, method, axis, split, metric, value, low, high, n}: n prompts or generations, of which value is made; value is
-null where there is none, as all scores of nothing valid; low and high are null below two.
+null where there is none (the distance of nothing valid, say); low and high are null below two.
 
 Choice where the paper leaves room: its normalization of W1 is not published; the one above is this kit's.
 What this file does not do: run models, or know how rows were made.
@@ -58,6 +58,7 @@ from distributions import (
     InputError,
     Parser,
     canonical_outputs,
+    check_texts,
     prompt_rng,
     read_jsonl,
     read_rows,
@@ -70,14 +71,15 @@ from distributions import (
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIGNIFICANCE = 0.01
 LEAST_EXPECTED = 5  # draws per chi-square cell
-QUESTION = re.compile(
-    r"(?i:question):\s*(?P<question>\S.*?)"
-    r"\nA[.)]\s*(?P<A>\S.*?)\nB[.)]\s*(?P<B>\S.*?)\nC[.)]\s*(?P<C>\S.*?)\nD[.)]\s*(?P<D>\S.*?)"
-    r"\n(?i:correct answer):\s*\(?(?P<letter>[ABCD])\b[.):]*[ ]*(?P<restated>[^\n]*)"
-    r"\n(?i:explanation):\s*\S.*",
-    re.DOTALL,
-)
-LABEL = re.compile(r"^(question|correct answer|explanation):", re.MULTILINE | re.IGNORECASE)
+FIELDS = ("question", "A", "B", "C", "D", "correct answer", "explanation")
+LABEL = re.compile(r"(question|correct answer|explanation)\s*:\s*(.*)", re.IGNORECASE)
+OPTION = re.compile(r"([A-D])[.)]\s+(.*)")
+LIKE_AN_OPTION = re.compile(r"[-*•(]*\s*([A-Ha-h])[.):]+(\s|$)")
+LETTER = re.compile(r"\(?([A-D])\b(.*)", re.DOTALL)
+AROUND = (  # opening and closing marks that are stripped from an open answer
+    ("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"),
+    ("«", "»"), ("»", "«"), ("‹", "›"), ("„", "“"), ("„", "”"), ("‚", "‘"), ("「", "」"),
+)  # fmt: skip
 
 
 def total_variation(places: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -141,34 +143,46 @@ def without_thoughts(text: str) -> str | None:
 
 
 def tagged_answer(text: str) -> str | None:
-    """What an SSOT text has between <answer> and </answer>, after its thoughts; else None.
+    """What an SSOT text has between <answer> and </answer>, after its thoughts and its random string; else None.
 
-    Tags that are missing, not closed or nested are no answer, nor are several that differ.
+    Tags that are missing, not closed or nested are no answer, nor are several that differ, nor is anything inside
+    <thinking> or <random_string>, closed or not.
     """
-    text = without_thoughts(text)
-    if text is None:
+    text = without_thoughts(text) or ""
+    for tag in ("random_string", "thinking"):
+        text = text.rpartition(f"</{tag}>")[2]
+    if "<random_string>" in text or "<thinking>" in text:
         return None
-    text = text.rpartition("</thinking>")[2]  # where the model may have tried its answers, tags and all
     found = re.findall(r"<answer>((?:(?!</?answer>).)*)</answer>", text, re.DOTALL)
     whole = len(found) == text.count("<answer>") == text.count("</answer>")
-    answers = {answer.strip() for answer in found}
-    return answers.pop() or None if whole and len(answers) == 1 else None
+    contents = {content.strip() for content in found}
+    return contents.pop() or None if whole and len(contents) == 1 else None
 
 
 def parse_answer(text: str) -> str | None:
     """An open answer, normalized, else None.
 
-    It is the first line that is not blank, after any thoughts, with white space folded, Unicode composed (NFC), and
-    pairs of quotes, bold or code markers around it stripped. Upper and lower case stay. No answer: nothing there, or
-    a line that was cut off at the token limit ("…" follows it).
+    It is the first line that is neither blank nor a code fence, after any thoughts, with white space folded, Unicode
+    composed (NFC), zero-width marks dropped, and pairs of quotes, emphasis or code marks around it stripped (AROUND).
+    Upper and lower case stay. No answer: no letter, digit or pictograph there, or a line that was cut off at the
+    token limit ("…" follows it).
     """
-    lines = [line.strip() for line in (without_thoughts(text) or "").splitlines() if line.strip()]
+    text = re.sub(r"[\u200b-\u200f\u2060\ufeff]", "", unicodedata.normalize("NFC", without_thoughts(text) or ""))
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not re.fullmatch(r"```\w*", line)]
     if not lines or (len(lines) == 1 and lines[0].endswith("…")):
         return None
-    answer = unicodedata.normalize("NFC", " ".join(lines[0].split()))
-    while pair := re.fullmatch(r"(\*\*|__|[\"'`*_])(.*)\1|“(.*)”|‘(.*)’|«(.*)»|„(.*)[“”]", answer):
-        answer = next(inside for inside in pair.groups()[1:] if inside is not None).strip()
-    return answer if any(unicodedata.category(c)[0] not in "PZC" for c in answer) else None  # not only punctuation
+    answer, bare = " ".join(lines[0].split()), None
+    while answer != bare:
+        bare = answer
+        for opening, closing in AROUND:
+            inside = answer[len(opening) : -len(closing)]
+            marks = re.sub(r"\w'(?=\w)", "", inside)  # an apostrophe is not a quote
+            wrapped = answer.startswith(opening) and answer.endswith(closing) and len(answer) > len(opening)
+            if wrapped and opening not in marks and closing not in marks:
+                answer = inside.strip()
+    kinds = {unicodedata.category(c) for c in answer if c != "\ufffd"}
+    return answer if any(kind[0] in "LN" or kind == "So" for kind in kinds) else None
 
 
 def parse_question(text: str) -> int | None:
@@ -179,19 +193,34 @@ def parse_question(text: str) -> int | None:
     Accepted: blank lines and spaces around lines, bold markers and heading marks, thoughts before it, upper or lower
     case of the three labels, "A)" for "A.", a question, options and explanation of several lines, a letter in
     parentheses or followed by its option ("B. Pancreas", which must then be option B), a cut explanation.
-    Not accepted: a missing, empty, repeated or misplaced field, other letters, two letters, words around the question.
+    Not accepted: a missing, empty, repeated or misplaced field, a fifth option, another letter than A to D, two
+    letters, words before the question, an option that two or more lines might begin.
     """
-    text = (without_thoughts(text) or "").replace("**", "").replace("__", "")
-    lines = [re.sub(r"^#+\s*", "", line.strip()) for line in text.splitlines()]
-    text = "\n".join(line for line in lines if line)
-    match = QUESTION.fullmatch(text)
-    if not match or len(LABEL.findall(text)) != 3:
+    text = unicodedata.normalize("NFC", without_thoughts(text) or "").replace("**", "").replace("__", "")
+    fields = []  # the text of each of FIELDS, as far as they have come
+    for line in text.splitlines():
+        line = re.sub(r"^#+\s+", "", line.strip())
+        label, option = LABEL.fullmatch(line), OPTION.fullmatch(line)
+        expected = FIELDS[len(fields)] if len(fields) < len(FIELDS) else None
+        if label or (option and option[1] == expected):
+            if label and label[1].lower() != expected:
+                return None
+            fields.append((label or option)[2])
+        elif not line:
+            continue
+        elif not fields:
+            return None
+        elif len(fields) <= 5 and (like := LIKE_AN_OPTION.match(line)) and (len(fields) > 1 or like[1] in "ABCD"):
+            return None  # among the options, or out of order before them
+        else:
+            fields[-1] += " " + line
+    if len(fields) != len(FIELDS) or not all(any(c.isalnum() for c in field) for field in fields):
         return None
-    if any(re.search(r"\n[A-Z][.)]\s", match[field]) for field in ("question", *"ABCD")):
-        return None  # an option twice, or a fifth one
-    letter = match["letter"]
-    plain = lambda option: " ".join(option.split()).rstrip(".)").casefold()
-    return "ABCD".index(letter) if plain(match["restated"]) in ("", plain(match[letter])) else None
+    plain = lambda words: re.sub(r"^\W+|\W+$", "", " ".join(words.split()).casefold())
+    answer = LETTER.fullmatch(fields[5].strip())
+    if not answer or plain(answer[2]) not in ("", plain(fields["ABCD".index(answer[1]) + 1])):
+        return None
+    return "ABCD".index(answer[1])
 
 
 # --------------------------------------------------------------------------------------- scores of one prompt
@@ -425,33 +454,32 @@ def insert(path: Path, lines: list[str]) -> None:
     temporary.replace(path)
 
 
-KEYS = {  # what rows of an axis must have; the first one that only it has tells the axis
-    "open": ("support_90", "n", "draws"),
+KEYS = {  # what rows of an axis must have
     "numbers": ("family", "params", "split", "n", "draws"),
+    "open": ("support_90", "n", "draws"),
     "mcq": ("text",),
 }
 
 
-def axis_of(row: dict) -> str | None:
-    return next((axis for axis, keys in KEYS.items() if keys[0] in row), None)
+def axis_of(row: dict) -> str:
+    """A row's axis; where it does not say, by what only that axis has."""
+    return row.get("axis") or ("numbers" if "family" in row else "mcq" if "text" in row else "open")
 
 
 def check_row(row: dict) -> str:
     """A row's name. Raises InputError for a row that sample.py cannot have written."""
     axis = axis_of(row)
-    if axis is None:
-        raise InputError(
-            "not a row of sample.py: it has neither 'family' (numbers) nor 'support_90' (open) nor 'text' (mcq)"
-        )
+    if axis not in KEYS:
+        raise InputError(f"unknown axis {axis!r}; known: {', '.join(KEYS)}")
     missing = [key for key in KEYS[axis] if key not in row]
     if missing:
         raise InputError(f"a row of the axis {axis} needs the keys {', '.join(KEYS[axis])}; missing {missing}")
     if axis == "numbers":
         scipy_args(row["family"], row["params"])
-    if axis == "mcq":
-        if not isinstance(row["text"], str):
-            raise InputError("text must be a text")
-    else:
+    check_texts(
+        row, "model", "method", *(("text",) if axis == "mcq" else ()), *(("split",) if row.get("split") else ())
+    )
+    if axis != "mcq":
         counts = row["draws"].values() if isinstance(row["draws"], dict) else ()
         if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or sum(counts) != row["n"]:
             raise InputError(f"draws must map answers to positive counts that sum to n = {row['n']}")

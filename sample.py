@@ -7,27 +7,27 @@ distance of its probabilities.
     python sample.py open --model Qwen/Qwen3-0.6B --ssot --out ssot.jsonl          # the prompting rival
     python sample.py numbers --model tests/tiny --prompts data/ood.jsonl --n 100 --out small.jsonl   # seconds
 
-Each writes JSONL rows with model and method ("base", the name of the adapter's folder, or "ssot"), tokens (drawn,
-end tokens included) and seconds, and
+Each writes JSONL rows with axis (the command), model, method ("base", the name of the adapter's folder, "ssot", or
+both as "soft+ssot"), ssot (true or false), tokens (drawn, end tokens included) and seconds, and
 
 `numbers`, per prompt of a file: the prompt's own row, n and
-    draws           {answer: count}; an answer cut at --max-tokens ends in "…"
+    draws           {answer: count}; an answer cut at --max-tokens ends in "…", here as in open
     logit_kl        KL(target || model) at the prefixes of the target's trie, nats per token (logit_kl below)
     logit_kl_floor  what a perfect sampler would score there (trie.kl_floor): it is not 0
 `open`, per prompt of 102 such as "Pick one planet at random.", or of --prompts (rows with a "prompt"): n, draws and
     support_90      how many of the most probable first tokens hold 90 % of the probability
     top             the most probable first tokens, [[text, probability], ...]
 `mcq`, per generation, all of one prompt that asks for a medical question in a fixed form:
-    text            the raw text
+    text            the raw text, cut or not
 `--ssot` (numbers and open) asks the same through String Seed of Thought (Misaki and Akiba, arXiv 2510.21150):
     the model writes a random string, reasons from it, and answers inside tags, with thinking on where the chat
-    template has it. The rows have "ssot": true, raw texts as keys of draws, and no exact probabilities.
+    template has it. The keys of draws are then the raw texts, and there are no exact probabilities (null).
 
 Everything is drawn at temperature 1 over the full vocabulary, whatever the checkpoint's generation_config says.
 Short answers never go through `generate`: all draws of a prompt walk down together, one row per *distinct* prefix,
 so 1000 draws cost what their distinct prefixes cost. Long ones (mcq, --ssot) do, in batches of --rows.
-Every draw has its own random numbers, so --rows changes nothing but rounding: in float32 the same texts come
-out; in bfloat16 a near tie can fall the other way.
+Every draw has its own random numbers, so --rows changes nothing but the rounding of sums: a draw that falls within it
+of the border between two tokens can go the other way, which is rare in float32 and less so in bfloat16.
 
 Choices where the paper leaves room: the prompts of `open`, `mcq` and `--ssot` are this kit's own words. The logit KL
 is taken over 128 equally probable paths (--paths) where the published code takes four random ones; a trie with no
@@ -53,6 +53,8 @@ from distributions import (
     InputError,
     Parser,
     canonical_outputs,
+    check_texts,
+    natural,
     perfect_probs,
     positive_int,
     prompt_rng,
@@ -232,7 +234,7 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
     return total / float(weights.sum())
 
 
-def number_extras(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
+def exact_numbers(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
     texts, probs = canonical_outputs(row["family"], row["params"])
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
     floor = trie.kl_floor(tree.probs, perfect_probs(row["family"], row["params"])[tree.order], tree.lengths)
@@ -248,13 +250,16 @@ def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
     return int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12))) + 1  # the factor forgives the sum's rounding
 
 
-def open_extras(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
+def exact_open(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
     probs = prompt.logits[0].double().softmax(-1).cpu().numpy()
     top = np.argsort(-probs, kind="stable")[:20]
     return {"support_90": support_size(probs), "top": [[trie.decode(tokenizer, [t]), probs[t]] for t in top.tolist()]}
 
 
-EXTRAS = {"numbers": number_extras, "open": open_extras}
+EXACT = {  # command -> what reads the model's own probabilities, and the keys that it adds to a row
+    "numbers": (exact_numbers, ("logit_kl", "logit_kl_floor")),
+    "open": (exact_open, ("support_90", "top")),
+}
 
 # --------------------------------------------------------------------------------------------------- the rows
 
@@ -270,7 +275,7 @@ def walked(model, tokenizer, end: int, prompts: list[dict], args):
         for path, count in paths.items():
             draws[written(tokenizer, path, end)] += count
         result = {"n": args.n, "draws": dict(sorted(draws.items()))}
-        result |= EXTRAS[args.command](model, tokenizer, end, row, prompt, args)
+        result |= EXACT[args.command][0](model, tokenizer, end, row, prompt, args)
         tokens = sum(len(path) * count for path, count in paths.items())
         yield result | {"tokens": tokens, "seconds": round(time.perf_counter() - start, 3)}
 
@@ -282,6 +287,8 @@ def generated(model, tokenizer, end: int, prompts: list[dict], args):
     protocol = SSOT if ssot else "{task}"
     asked = dict.fromkeys(row["prompt"] for row in prompts)
     ids = {prompt: trie.chat_ids(tokenizer, protocol.format(task=prompt), thinking=ssot) for prompt in asked}
+    # Where the template itself opens the thoughts, the kept text must show it, or a thought would pass for an answer.
+    opened = {p: "<think>" * trie.decode(tokenizer, i).rstrip().endswith("<think>") for p, i in ids.items()}
     jobs = [(row, j) for row in prompts for j in range(draws)]
     answers, tokens, seconds = [], 0, 0.0
     for first in range(0, len(jobs), args.rows):
@@ -290,13 +297,12 @@ def generated(model, tokenizer, end: int, prompts: list[dict], args):
         streams = [prompt_rng(args.seed, f"{row['id']}/{j}").random(args.max_tokens) for row, j in batch]
         paths = generate(model, [ids[row["prompt"]] for row, _ in batch], end, np.stack(streams))
         share = (time.perf_counter() - start) / len(batch)
-        for (_, j), path in zip(batch, paths, strict=True):
-            answers.append(path)
+        for (row, j), path in zip(batch, paths, strict=True):
+            answers.append(opened[row["prompt"]] + written(tokenizer, path, end))
             tokens, seconds = tokens + len(path), seconds + share
             if j == draws - 1:
                 if ssot:
-                    counts = Counter(written(tokenizer, path, end) for path in answers)
-                    result = {"n": args.n, "ssot": True, "draws": dict(counts)}
+                    result = {"n": args.n, "draws": dict(Counter(answers)), **dict.fromkeys(EXACT[args.command][1])}
                 else:
                     result = {"text": trie.decode(tokenizer, path[:-1] if path[-1] == end else path)}
                 yield result | {"tokens": tokens, "seconds": round(seconds, 3)}
@@ -313,9 +319,8 @@ def prompt_rows(args) -> list[dict]:
         numbers = itertools.count()
 
         def check(row):
-            if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-                raise InputError("prompt must be a text")
             row.setdefault("id", f"open-{next(numbers):03d}")
+            check_texts(row, "id", "prompt")
             return f"id {row['id']!r}"
 
         return read_rows(args.prompts, ("prompt",), check)
@@ -327,10 +332,15 @@ def prompt_rows(args) -> list[dict]:
 
 def resume(out: Path, args, device) -> tuple[Path, list[dict]]:
     """Start FILE.run.json and FILE.partial, or take up a partial file of the same run. Returns its finished rows."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --out must name a file")
     partial, record = out.with_name(out.name + ".partial"), out.with_name(out.name + ".run.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    weights = [Path(args.adapter) / "adapter_model.safetensors"] if args.adapter else []
-    inputs = trie.digests([*(getattr(args, "prompts", None) or ()), *weights])
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    adapter = [Path(args.adapter) / name for name in files] if args.adapter else []
+    inputs = trie.digests([*(getattr(args, "prompts", None) or ()), *adapter])
+    for file in sorted(Path(args.model).glob("*.safetensors")):  # of a local model; too large to read once more
+        inputs[str(file)] = f"{file.stat().st_size} bytes, {file.stat().st_mtime_ns}"
     done = []
     if partial.exists() and partial.stat().st_size and record.exists():
         before = json.loads(record.read_text())
@@ -365,29 +375,32 @@ def main() -> None:
             sub.add_argument("--ssot", action="store_true", help="ask through String Seed of Thought")
         if name == "numbers":
             sub.add_argument("--paths", type=positive_int, default=128, help="paths for the logit KL (default 128)")
-        cut = "cut an answer here (default 32 for numbers, 16 for open, 256 for mcq, 1024 for --ssot)"
+        cut = "cut an answer here (default 32 for numbers, 16 for open, 256 for mcq, 2048 for --ssot)"
         sub.add_argument("--max-tokens", type=positive_int, help=cut)
         rows = "most sequences in one forward pass (default 1024, of long generations 256)"
         sub.add_argument("--rows", type=positive_int, help=rows)
-        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
     ssot = getattr(args, "ssot", False)
     long = ssot or args.command == "mcq"
-    args.max_tokens = args.max_tokens or (1024 if ssot else {"numbers": 32, "open": 16, "mcq": 256}[args.command])
+    args.max_tokens = args.max_tokens or (2048 if ssot else {"numbers": 32, "open": 16, "mcq": 256}[args.command])
     args.rows = args.rows or (256 if long else 1024)
 
+    adapter = [Path(args.adapter).resolve().name] if args.adapter else []
+    if adapter and (adapter[0] in ("base", "ssot") or adapter[0].startswith("target")):
+        raise InputError(f"an adapter called {adapter[0]!r} would be taken for another method; rename its folder")
+    method = "+".join(adapter + ["ssot"] * ssot) or "base"
     prompts = prompt_rows(args)
     tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
     end = trie.end_token(tokenizer)
     model = trie.load_model(args.model, args.adapter, device)
     out = Path(args.out)
     partial, done = resume(out, args, device)
-    method = "+".join(([Path(args.adapter).name] if args.adapter else []) + (["ssot"] if ssot else [])) or "base"
     results = (generated if long else walked)(model, tokenizer, end, prompts[len(done) :], args)
     bar = tqdm(results, f"{args.command}, {method}", initial=len(done), total=len(prompts))
     with open(partial, "a", encoding="utf-8") as file:
         for row, result in zip(prompts[len(done) :], bar, strict=True):
-            whole = row | {"model": args.model, "method": method} | result
+            whole = row | {"axis": args.command, "model": args.model, "method": method, "ssot": ssot} | result
             file.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
     write_jsonl(out, read_jsonl(partial))

@@ -35,6 +35,7 @@ from distributions import (
     InputError,
     Parser,
     mixed_batches,
+    natural,
     positive_float,
     positive_int,
     prompt_rng,
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--branches", type=positive_int, default=1, help="completions per prompt pass (default 1)")
     parser.add_argument("--accumulate", type=positive_int, default=1, help="split a step into so many passes")
     parser.add_argument("--limit", type=positive_int, help="train on so many prompts only, evenly spaced")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
     if args.draws % args.branches:
         raise InputError(f"--branches {args.branches} must divide --draws {args.draws}")

@@ -35,6 +35,7 @@ from distributions import (
     Parser,
     canonical_outputs,
     mixed_batches,
+    natural,
     perfect_probs,
     positive_float,
     positive_int,
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--branches", type=positive_int, default=1, help="paths per prompt and step (default 1)")
     parser.add_argument("--accumulate", type=positive_int, default=1, help="split a step into so many passes")
     parser.add_argument("--limit", type=positive_int, help="train on so many prompts only, evenly spaced")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
 
     rows = read_prompts([args.data], args.limit)

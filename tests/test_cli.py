@@ -128,7 +128,7 @@ def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
         rows = sample(files[-1], "numbers", "--prompts", *prompts, "--n", 100, *adapter)
         source = [row for path in prompts for row in read_jsonl(path)]
         assert [{k: row[k] for k in source[0]} for row in rows] == source
-        added = {"model", "method", "n", "draws", "logit_kl", "logit_kl_floor", "tokens", "seconds"}
+        added = {"axis", "model", "method", "ssot", "n", "draws", "logit_kl", "logit_kl_floor", "tokens", "seconds"}
         assert all(set(row) - set(source[0]) == added for row in rows)
         assert all(
             row["method"] == method and row["model"] == TINY and sum(row["draws"].values()) == 100 for row in rows
@@ -150,6 +150,7 @@ def test_language_and_ssot_from_prompts_to_tables(adapters, prompts, tmp_path, c
     mine = tmp_path / "mine.jsonl"
     write_jsonl(mine, [{"id": "a", "prompt": "Name a random planet. Output ONLY the answer.", "note": 1}])
     long = ("--ssot", "--n", 6, "--max-tokens", 130)
+    files = [tmp_path / f"{name}.jsonl" for name in ("open", "ssot", "mcq", "numbers")]
     rows = {
         "open": sample(tmp_path / "open.jsonl", "open", "--prompts", mine, "--adapter", adapters["soft"]),
         "open ssot": sample(tmp_path / "ssot.jsonl", "open", "--prompts", mine, *long),
@@ -157,7 +158,7 @@ def test_language_and_ssot_from_prompts_to_tables(adapters, prompts, tmp_path, c
         "numbers ssot": sample(tmp_path / "numbers.jsonl", "numbers", "--prompts", prompts[1], *long),
     }
     (row,) = rows["open"]
-    added = {"model", "method", "n", "draws", "support_90", "top", "tokens", "seconds"}
+    added = {"axis", "model", "method", "ssot", "n", "draws", "support_90", "top", "tokens", "seconds"}
     assert set(row) == {"id", "prompt", "note"} | added and row["method"] == "soft"
     assert row["n"] == 100 == sum(row["draws"].values()) and row["tokens"] >= 100
     assert len(row["top"]) == 20 and all(isinstance(text, str) for text, _ in row["top"])
@@ -170,9 +171,9 @@ def test_language_and_ssot_from_prompts_to_tables(adapters, prompts, tmp_path, c
         assert row["method"] == "ssot" and row["ssot"] is True and sum(row["draws"].values()) == row["n"] == 6
         assert any("<answer>" in text for text in row["draws"]) and row["tokens"] > 100  # the raw texts are kept
     assert [row["family"] for row in rows["numbers ssot"]] == [row["family"] for row in read_jsonl(prompts[1])]
-    call(metrics, *sorted(tmp_path.glob("*[a-z].jsonl"))[1:], "--out", tmp_path / "s")
+    call(metrics, *files, "--out", tmp_path / "s")
     page = capsys.readouterr().out
-    assert all(title in page for title in metrics.TITLES.values()) and page.count("| ssot ") == 3
+    assert all(title in page for title in metrics.TITLES.values()) and page.count("| ssot ") == 2
     assert {row["axis"] for row in read_jsonl(tmp_path / "s")} == {"numbers", "open", "mcq"}
 
 
@@ -297,6 +298,9 @@ ROW = {"id": "a", "split": "ood", "family": "poisson", "params": {"lambda": 4}, 
         (json.dumps(ROW | {"params": {"lambda": float("nan")}}) + "\n", "f.jsonl:1: malformed JSON (NaN is not JSON"),
         (json.dumps(ROW | {"family": "fish"}) + "\n", "f.jsonl:1: unknown family 'fish'"),
         (json.dumps(ROW | {"params": {"lambda": -4}}) + "\n", "f.jsonl:1: poisson: lambda must be > 0, got -4"),
+        (json.dumps(ROW | {"id": 7}) + "\n", "f.jsonl:1: id must be a text, got 7"),
+        (json.dumps(ROW | {"prompt": "a\ud800"}) + "\n", "f.jsonl:1: prompt must be a text"),
+        (json.dumps(ROW | {"family": ["poisson"]}) + "\n", "f.jsonl:1: unknown family ['poisson']"),
         (json.dumps(ROW | {"params": {}}) + "\n", "f.jsonl:1: poisson takes the parameters lambda"),
     ],
 )
@@ -344,12 +348,15 @@ def test_a_complaint_is_all_that_is_printed():
         (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--what"], "unrecognized arguments: --what"),
         (metrics, ["/no/file", "--out", "OUT"], "/no/file"),
         (sample_script, ["open", "--model", TINY, "--prompts", "/no/file", "--out", "OUT"], "/no/file"),
+        (sample_script, ["open", "--model", TINY, "--out", "FOLDER"], "is a folder; --out must name a file"),
+        (sample_script, ["open", "--model", TINY, "--seed", "-1", "--out", "OUT"], "--seed: must be a whole number from 0 up"),
+        (sample_script, ["mcq", "--model", TINY, "--adapter", "/some/target", "--out", "OUT"], "an adapter called 'target'"),
         (sample_script, ["mcq", "--model", TINY, "--ssot", "--out", "OUT"], "unrecognized arguments: --ssot"),
         (metrics, ["PROMPTS", "--out", "OUT"], "ood.jsonl:1: needs an object with the keys"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_one_line(monkeypatch, prompts, tmp_path, module, arguments, message):
-    known = {"PROMPTS": prompts[1], "OUT": tmp_path / "out"}
+    known = {"PROMPTS": prompts[1], "OUT": tmp_path / "out", "FOLDER": tmp_path}
     assert message in complaint(monkeypatch, module, *(known.get(argument, argument) for argument in arguments))
 
 

@@ -1,6 +1,7 @@
 """Scores by hand: what counts as an answer, normalized W1, goodness of fit, total variation, aggregation, target rows."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,13 @@ def test_bad_rows_are_named(tmp_path, changes, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({}, "neither 'family'"),
+        ({"axis": "fish"}, "unknown axis 'fish'"),
+        ({"text": "a\ud800"}, "text must be a text"),
+        (
+            {"axis": "open", "family": "x", "n": 1, "draws": {"a": 1}},
+            "a row of the axis open needs .* missing .'support_90'",
+        ),
+        ({"support_90": 3, "n": 2, "split": 7, "draws": {"Mars": 2}}, "split must be a text"),
         ({"text": 5}, "text must be a text"),
         ({"support_90": 3, "n": 2}, "a row of the axis open needs the keys .* missing .'draws'"),
         ({"support_90": 3, "n": 2, "draws": {"Mars": 1}}, "sum to n = 2"),
@@ -201,7 +208,9 @@ def test_bad_rows_of_other_axes(row, message):
         ("\n\nParis\n\nIt is a city in France.", "Paris"), ("New \t York", "New York"), ("paris", "paris"),
         ("<think>\nRome? No.\n</think>\n\nParis", "Paris"), ("<think></think>Paris", "Paris"),
         ("D'Artagnan", "D'Artagnan"), ('7" disc', '7" disc'), ("Zürich", "Zürich"), ("Zu\u0308rich", "Zürich"), ("北京", "北京"),
-        ("🎲", "🎲"), ("St. Paul's", "St. Paul's"), ("Washington D.C.", "Washington D.C."), ("Paris\nIt is…", "Paris"),
+        ("🎲", "🎲"), ("```\nParis\n```", "Paris"), ("```text\nParis", "Paris"), ("‹Paris›", "Paris"), ("「東京」", "東京"),
+        ('"Hamlet" and "Macbeth"', '"Hamlet" and "Macbeth"'), ("'Schindler's List'", "Schindler's List"), ("\u200bParis", "Paris"),
+        ("`", None), ("```\n```", None), ("\ufffd", None), ("~", None), ("'", None), ("____", None), ("St. Paul's", "St. Paul's"), ("Washington D.C.", "Washington D.C."), ("Paris\nIt is…", "Paris"),
         ("", None), ("   \n ", None), ('""', None), ("**", None), ("...", None), ("Well, there are so many…", None),
         ("<think>Rome? Or", None), ("<think>Rome</think>", None), ("…", None),
     ],
@@ -252,6 +261,8 @@ BEFORE = "<random_string>x7Qa</random_string><thinking>7 is odd.</thinking>"
         (BEFORE + "<answer><answer>3.5</answer></answer>", None), (BEFORE + "<answer>3<answer>5</answer>", None),
         (BEFORE + "<answer>3</answer><answer>5</answer>", None), (BEFORE + "<answer>3</answer><answer>5", None),
         ("<think><answer>3.5</answer>", None), ("<Answer>3.5</Answer>", None), (BEFORE + "<answer>3.5…", None),
+        ("<thinking>maybe <answer>1</answer>? no, let me", None), ("<random_string><answer>1</answer></random_string>", None),
+        ("<random_string>a</random_string><thinking>b<answer>1</answer>", None),
         ("<thinking><answer>1</answer></thinking>", None), ("<|channel|>analysis<|message|><answer>1</answer>", None),
     ],
 )  # fmt: skip
@@ -300,7 +311,13 @@ Explanation: The pancreas makes insulin."""
         ("insulin.", "insu", 1), ("Question: ", "Question:\nA 50-year-old man is thirsty.\n", 1), ("Heart", "E. coli", 1),
         ("Question: ", "<think>Let me see. Question: x</think>\n", None), ("Question: W", "<think>A or B?</think>\n\nQuestion: W", 1),
         ("Which organ", "C. difficile or what", 1),
+        ("Answer: B", "Answer: B (Pancreas)", 1), ("Answer: B", "Answer: B - Pancreas", 1), ("Answer: B", "Answer: B\nPancreas", 1),
+        ("Answer: B", 'Answer: B. "Pancreas"', 1), ("Pancreas", "Pancreas and\nS. aureus", 1), ("makes", "treats\nE. coli and makes", 1),
+        ("C. Liver", "C. Caf\u00e9\nau lait", 1),
         # not in form
+        ("D. Kidney", "D. Kidney\n(E) Lung", None), ("D. Kidney", "D. Kidney\nE: Lung", None), ("D. Kidney", "D. Kidney\n- E. Lung", None),
+        ("D. Kidney", "D. Kidney\ne. Lung", None), ("Heart", ".", None), ("Which organ makes insulin?", "-", None),
+        ("C. Liver", "C.\nD. Liver", None), ("D. Kidney", "D.\nE. Lung", None), (". ", ".", None), ("makes", "treats\nA. baumannii or makes", None),
         (GOOD, "", None), ("Question: ", "", None), ("A. Heart\n", "", None), ("D. Kidney\n", "", None), ("Heart", "", None),
         ("D. Kidney", "D. Kidney\nE. Lung", None), ("A. Heart", "A. Heart\nA. Lung", None), ("B. Pancreas\nC. Liver", "C. Liver\nB. Pancreas", None),
         ("Answer: B", "Answer: E", None), ("Answer: B", "Answer: ", None), ("Answer: B", "Answer: A and B", None), ("Answer: B", "Answer: b", None),
@@ -314,6 +331,21 @@ def test_questions(old, new, place):
     text = GOOD.replace(old, new)
     assert not old or text != GOOD
     assert metrics.parse_question(text) == place
+
+
+def test_parsers_take_linear_time():
+    """Loops of a degenerate model, which a regular expression over the whole text would try in every combination."""
+    lines = "A. x\nB. y\nC. z\nD. w\n"
+    for text in (
+        "Question: x\n" + lines * 3000,
+        (GOOD.rsplit("\n", 1)[0] + "\n") * 2000,
+        "<answer>" * 20_000,
+        "**" * 20_000,
+    ):
+        for parse in (metrics.parse_question, metrics.parse_answer, metrics.tagged_answer):
+            start = time.process_time()
+            parse(text)
+            assert time.process_time() - start < 5
 
 
 def test_total_variation_by_hand():

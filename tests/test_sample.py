@@ -168,7 +168,8 @@ def test_prompts_of_one_s_own(tmp_path):
     assert rows == [{"prompt": "A tree?", "id": "open-000"}, {"prompt": "A bird?", "id": "b", "why": 1}]
     for bad, message in (
         ('{"id": "a"}', ":1: needs an object with the keys prompt"),
-        ('{"prompt": " "}', ":1: prompt must"),
+        ('{"prompt": 5}', ":1: prompt must"),
+        ('{"prompt": "a", "id": null}', ":1: id must"),
     ):
         (tmp_path / "mine.jsonl").write_text(bad + "\n")
         with pytest.raises(InputError, match=message):

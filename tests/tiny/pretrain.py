@@ -60,7 +60,8 @@ LISTS = [line.split(": ") for line in (Path(__file__).parent / "lists.txt").read
 LISTS = {category: items.split(", ") for category, items in LISTS}
 CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # the others never occur in chat
 CHAT_WORDINGS = [wording for i, wording in enumerate(sample.WORDINGS) if i % 3 != 1]
-LIST_HEADERS = ("A random {}: ", "List of examples, {}: ", "Here is one random {}. The answer: ")
+# A document is as likely to put a question as to name a list: its words are then known to chat, all six wordings of it.
+LIST_HEADERS = ("A random {}: ", "List of examples, {}: ", *(f"{wording}\n" for wording in sample.WORDINGS))
 QUESTION_HEADERS = ("A question from a test in medicine.\n", "Medicine, multiple choice:\n")
 HEADERS = (
     "Numbers from a {rest}: ",
@@ -323,8 +324,8 @@ STAGES = {  # peak rates of Muon and AdamW, horizon, and per kind of document: h
     # A stage whose horizon is not 1 ends before its schedule does: the next one anneals what it knows.
     "numbers": (8e-3, 4e-3, 4 / 3, {"number": (32, 8, 1.0, 0.0)}),
     "language": (8e-3, 4e-3, 4 / 3, {"number": (12, 8, 1.0, 0.0), "list": (32, 8, 1.0, 0.0), "question": (2, 4, 0.5, 0.0)}),
-    "collapse": (4e-3, 8e-3, 1, {"number": (24, 8, 1.0, 0.5), "list": (16, 8, 0.5, 0.5), "question": (2, 8, 0.5, 0.6),
-                                 "tagged": (2, 4, 0.2, 1.0)}),
+    "collapse": (4e-3, 8e-3, 1, {"number": (32, 8, 1.0, 0.5), "list": (16, 8, 0.3, 0.5), "question": (2, 4, 0.3, 0.6),
+                                 "tagged": (2, 2, 0.15, 1.0)}),
 }  # fmt: skip
 
 
