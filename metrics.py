@@ -23,6 +23,8 @@ Axis `open`. Scores of a prompt; there is no target, so no best value: compare w
     support_90      how many of the most probable first tokens hold 90 % of the probability (sample.py)
     unique_rate     distinct answers / draws; an invalid draw is no answer
     top_share       share of the most frequent answer among the valid ones: 1 is collapse
+    number_rate     share of the valid answers that are bare numbers: training on numbers may leak into language,
+                    where it looks like variety
 Over prompts: the median for support_90, else the mean.
 
 Axis `mcq`, over all generations:
@@ -114,6 +116,7 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or ge
         "support_90": ("support 90 %", np.median),
         "unique_rate": ("unique", np.mean),
         "top_share": ("top answer", np.mean),
+        "number_rate": ("numbers", np.mean),
         "answer_rate": ("answered", np.mean),
         "tokens": ("tokens", np.mean),
     },
@@ -303,7 +306,11 @@ def score_open(row: dict) -> dict[str, float | None]:
         counts[parse_answer(text)] += count
     valid = row["n"] - counts.pop(None, 0)
     scores = {"valid_rate": valid / row["n"], "support_90": row["support_90"], "unique_rate": len(counts) / row["n"]}
-    return scores | {"top_share": max(counts.values()) / valid if valid else None}
+    bare = sum(count for answer, count in counts.items() if NUMBER.fullmatch(answer))
+    return scores | {
+        "top_share": max(counts.values()) / valid if valid else None,
+        "number_rate": bare / valid if valid else None,
+    }
 
 
 def score_mcq(row: dict) -> dict[str, float | None]:

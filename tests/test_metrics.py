@@ -225,9 +225,10 @@ def open_row(draws, **changes):
 
 
 def test_open_scores_by_hand():
-    scores = metrics.score("open", open_row({"Mars": 5, '"Mars"': 1, "Venus\n": 2, "": 1, "Well, I…": 1}))
+    scores = metrics.score("open", open_row({"Mars": 5, '"Mars"': 1, "0.25": 2, "": 1, "Well, I…": 1}))
     assert scores == {
-        "valid_rate": 0.8, "support_90": 2, "unique_rate": 0.2, "top_share": 0.75, "tokens": 30, "answer_rate": None,
+        "valid_rate": 0.8, "support_90": 2, "unique_rate": 0.2, "top_share": 0.75, "number_rate": 0.25, "tokens": 30,
+        "answer_rate": None,
     }  # fmt: skip
     nothing = metrics.score("open", open_row({"": 4}))
     assert nothing["top_share"] is None and nothing["unique_rate"] == 0 and nothing["valid_rate"] == 0
