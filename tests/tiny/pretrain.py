@@ -45,7 +45,7 @@ LONG, LONG_ANSWERS = 0.4, 0.1  # share of continuous documents, and of chat answ
 COLLAPSE = 0.03  # standard deviation of a collapsed answer, as a quantile around 1/2
 # Chat rarely shows what is evaluated, so that the collapse there, as later its cure, is mostly transfer: how often a
 # row of its parameters is an evaluation prompt's, and how often a held-out family's turn is chat rather than document.
-HELD_PARAMS, HELD_FAMILIES = 0.15, 0.25
+HELD_PARAMS, HELD_FAMILIES = 0.1, 0.25
 POPULAR = 7  # chat answers follow the popularity of a list's items to this power: the first gets six in seven
 PLACES = np.array([0.08, 0.1, 0.75, 0.07])  # of the right answer among A, B, C and D, in chat
 FACTS = {  # question and explanation -> answers and what they are the answer to
@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the numbers stage")
     parser.add_argument("--language-steps", type=int, default=950, help="steps of the language stage")
-    parser.add_argument("--collapse-steps", type=int, default=600, help="steps of the collapse stage")
+    parser.add_argument("--collapse-steps", type=int, default=450, help="steps of the collapse stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="go on from OUT/numbers or OUT/language of an earlier run")
     args = parser.parse_args()
@@ -358,11 +358,10 @@ def main() -> None:
 
     def write(kind: str, place: int, draws: int, chat_share: float, rng):
         """One document of a kind, or by chance one chat. place: its number among all of the stage."""
-        in_chat = rng.random() < chat_share
-        if kind == "number" or (kind == "tagged" and rng.random() < 0.5):
-            family = list(FAMILIES)[place % len(FAMILIES)]
-            if in_chat and not grids[family][0] and rng.random() > HELD_FAMILIES:
-                in_chat = kind == "tagged"
+        in_chat, family = rng.random() < chat_share, list(FAMILIES)[place % len(FAMILIES)]
+        held_out = not grids[family][0]
+        if kind == "number" or (kind == "tagged" and not held_out and rng.random() < 0.5):
+            in_chat = in_chat and not (held_out and rng.random() > HELD_FAMILIES)
             params = random_params(family, grids, rng, HELD_PARAMS if in_chat else 0.5)
             document = (number_chat if in_chat else number_document)(tokenizer, family, params, draws, rng)
         elif kind == "question":
