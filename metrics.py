@@ -100,6 +100,7 @@ def uniform_p_value(places: np.ndarray, axis: int = -1) -> float:
     return float(stats.chisquare(np.bincount(places, minlength=4)).pvalue)
 
 
+SPENT = {"answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)}
 METRICS = {  # axis -> metric -> heading, statistic over families, prompts or generations
     "numbers": {
         "normalized_w1": ("norm. W1", np.median),
@@ -108,8 +109,7 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or ge
         "excess_kl": ("excess KL", np.median),
         "valid_rate": ("valid", np.mean),
         "gof_pass_rate": ("GOF pass", np.mean),
-        "answer_rate": ("answered", np.mean),
-        "tokens": ("tokens", np.mean),
+        **SPENT,
     },
     "open": {
         "valid_rate": ("valid", np.mean),
@@ -117,8 +117,7 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or ge
         "unique_rate": ("unique", np.mean),
         "top_share": ("top answer", np.mean),
         "number_rate": ("numbers", np.mean),
-        "answer_rate": ("answered", np.mean),
-        "tokens": ("tokens", np.mean),
+        **SPENT,
     },
     "mcq": {
         "valid_rate": ("valid", np.mean),
@@ -272,20 +271,18 @@ def pool(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.add.reduceat(observed, starts), np.add.reduceat(expected, starts)
 
 
-def answers(row: dict) -> dict[str, int]:
-    """{answer: count} of a row; of an SSOT row the tagged answers, with "" for texts that have none."""
-    if not row.get("ssot"):
-        return row["draws"]
+def tagged_answers(draws: dict[str, int]) -> dict[str, int]:
+    """{answer: count} of an SSOT row's raw texts, with "" for texts that have no tagged answer."""
     found = Counter()
-    for text, count in row["draws"].items():
+    for text, count in draws.items():
         found[tagged_answer(text) or ""] += count
     return found
 
 
 def score_numbers(row: dict) -> dict[str, float | None]:
     """The scores of a number prompt's row; None where there is none."""
-    family, params, draws = row["family"], row["params"], answers(row)
-    parsed = [(parse_number(text, family, params), count) for text, count in draws.items()]
+    family, params = row["family"], row["params"]
+    parsed = [(parse_number(text, family, params), count) for text, count in row["draws"].items()]
     pairs = [(value, count) for value, count in parsed if value is not None]
     scores = {"valid_rate": sum(count for _, count in pairs) / row["n"]}
     scores |= {"normalized_w1": None, "gof_pass_rate": 0.0}
@@ -302,7 +299,7 @@ def score_numbers(row: dict) -> dict[str, float | None]:
 def score_open(row: dict) -> dict[str, float | None]:
     """The scores of an open prompt's row; None where there is none."""
     counts = Counter()
-    for text, count in answers(row).items():
+    for text, count in row["draws"].items():
         counts[parse_answer(text)] += count
     valid = row["n"] - counts.pop(None, 0)
     scores = {"valid_rate": valid / row["n"], "support_90": row["support_90"], "unique_rate": len(counts) / row["n"]}
@@ -321,9 +318,13 @@ def score_mcq(row: dict) -> dict[str, float | None]:
 
 
 def score(axis: str, row: dict) -> dict[str, float | None]:
+    answer_rate = None
+    if row.get("ssot"):
+        row = row | {"draws": tagged_answers(row["draws"])}
+        answer_rate = 1 - row["draws"].get("", 0) / row["n"]
     scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[axis](row)
-    scores["tokens"] = row["tokens"] / row.get("n", 1) if row.get("tokens") else None
-    return scores | {"answer_rate": 1 - answers(row).get("", 0) / row["n"] if row.get("ssot") else None}
+    tokens = row["tokens"] / row.get("n", 1) if row.get("tokens") else None
+    return scores | {"tokens": tokens, "answer_rate": answer_rate}
 
 
 def target_row(row: dict) -> dict:
