@@ -4,6 +4,7 @@ MODEL   ?= tests/tiny## hub id or folder of a chat model
 METHODS ?= soft hard## method x is trained by train_x.py; ssot is the base model under another prompt
 AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
+JUDGES  ?=## of NoveltyBench, other than its own: --classifier X --reward Y
 RUN     := runs/$(notdir $(MODEL))
 
 ifdef PYTHON
@@ -11,6 +12,8 @@ ifdef PYTHON
 else
   PY   := .venv/bin/python
   VENV := .venv/installed
+  BENCHMARKS := .venv/benchmarks
+  TINYBENCHMARKS := .venv/tinyBenchmarks
 endif
 
 ifeq ($(MODEL),tests/tiny)
@@ -39,7 +42,7 @@ TRAINED := $(filter-out ssot,$(METHODS))
 # SSOT is a protocol for an answer, so there is none for a generated question.
 ROWS := $(filter-out %/mcq/ssot.jsonl,$(foreach axis,$(AXES),$(patsubst %,$(RUN)/$(axis)/%.jsonl,base $(METHODS))))
 
-.PHONY: help reproduce scores readme test bench venv clean
+.PHONY: help reproduce scores readme novelty retention merge test bench venv clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -57,7 +60,20 @@ scores: $(ROWS)
 readme: $(ROWS) ## the same tables, written into the README
 	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report README.md
 
-test: $(VENV) ## all tests, on the embedded model
+novelty: $(patsubst %,$(RUN)/novelty/%/generations.jsonl,base $(TRAINED)) ## NoveltyBench, judged by a classifier and a 27B reward model
+	$(PY) metrics.py novelty $(^D) $(JUDGES)
+
+retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(BENCHMARKS) $(TINYBENCHMARKS) ## tinyBenchmarks and PALOMA, by lm-evaluation-harness
+	@status=0; for method in base $(TRAINED); do \
+	  $(PY) sample.py retention --model $(MODEL) $(FLAGS_retention) --out $(RUN)/retention/$$method \
+	    $$([ $$method = base ] || echo --adapter $(RUN)/$$method) || status=1; \
+	done; \
+	! ls $(RUN)/retention/*/*.json >/dev/null 2>&1 || \
+	  $(PY) metrics.py $(RUN)/retention/*/*.json --out $(RUN)/retention.jsonl; exit $$status
+
+merge: $(TRAINED:%=$(RUN)/merged/%) ## checkpoints with the adapters in them, for tools that take none
+
+test: $(VENV) $(BENCHMARKS) ## all tests, on the embedded model
 	$(PY) -m pytest -q tests
 
 bench: $(RUN)/soft/adapter_config.json ## speed against the plain way, as ratios inside one run
@@ -73,11 +89,20 @@ venv: $(VENV) ## the environment, at .venv (PYTHON=python3 uses an existing inte
 clean: ## remove every output (runs/); the environment stays
 	rm -rf runs
 
+.venv/benchmarks: requirements-benchmarks.txt | $(VENV)
+	.venv/bin/python -m pip install -q -r requirements.txt -r requirements-benchmarks.txt
+	@touch $@
+
+# Not on PyPI. Without it retention reports plain accuracies instead of gp-IRT; the next `make retention` tries again.
+.venv/tinyBenchmarks: | $(BENCHMARKS)
+	@.venv/bin/python -m pip install -q git+https://github.com/felipemaiapolo/tinyBenchmarks && touch $@ || \
+	  echo "tinyBenchmarks could not be installed: plain accuracies instead of gp-IRT, and marked so"
+
 $(DATA)/train.jsonl: distributions.py | $(VENV)
 	$(PY) distributions.py --out $(DATA)
 
 $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl | $(VENV)
-	rm -rf $(RUN)/$* $(RUN)/*/$*.jsonl*
+	rm -rf $(RUN)/$* $(RUN)/*/$* $(RUN)/*/$*.jsonl* $(RUN)/*/$*.run.json
 	$(PY) train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
 
 # Rows of one axis: of the base model, of the base model under the SSOT protocol, of an adapter.
@@ -93,3 +118,13 @@ $(RUN)/$(1)/%.jsonl: $(RUN)/%/adapter_config.json
 	$(PY) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(FLAGS_$(1)) --out $$@
 endef
 $(foreach name,numbers open mcq,$(eval $(call axis,$(name))))
+
+$(RUN)/novelty/base/generations.jsonl: | $(BENCHMARKS)
+	$(PY) sample.py novelty --model $(MODEL) $(FLAGS_novelty) --out $@
+
+$(RUN)/novelty/%/generations.jsonl: $(RUN)/%/adapter_config.json | $(BENCHMARKS)
+	$(PY) sample.py novelty --model $(MODEL) --adapter $(RUN)/$* $(FLAGS_novelty) --out $@
+
+$(RUN)/merged/%: $(RUN)/%/adapter_config.json
+	rm -rf $@
+	$(PY) sample.py merge --model $(MODEL) --adapter $(RUN)/$* --out $@

@@ -391,6 +391,15 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     os.replace(temporary, path)
 
 
+def extend_jsonl(partial: Path, path: Path, rows: Iterable[dict]) -> None:
+    """Append rows to `partial`, each on disk as soon as it is there; after the last one it becomes `path`."""
+    with open(partial, "a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+    os.replace(partial, path)
+
+
 # ---------------------------------------------------------------------------------------- command lines
 
 

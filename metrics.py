@@ -47,20 +47,27 @@ Choice where the paper leaves room: its normalization of W1 is not published; th
 What this file does not do: run models, or know how rows were made.
 """
 
+import argparse
+import itertools
 import json
+import math
 import re
+import sys
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from distributions import (
     InputError,
     Parser,
     canonical_outputs,
     check_texts,
+    extend_jsonl,
     prompt_rng,
     read_jsonl,
     read_rows,
@@ -73,6 +80,12 @@ from distributions import (
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIGNIFICANCE = 0.01
 LEAST_EXPECTED = 5  # draws per chi-square cell
+CLASSIFIER = "yimingzhang/deberta-v3-large-generation-similarity"
+CLASSIFIER_TOKENIZER = "microsoft/deberta-v3-large"
+TINY = ("tinyArc", "tinyGSM8k", "tinyMMLU", "tinyWinogrande", "tinyHellaswag", "tinyTruthfulQA")
+SIMILAR = 0.102  # the classifier's probability above which two answers are the same
+REWARD = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"
+REWARD_CUTS = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, -2.046875)
 FIELDS = ("question", "A", "B", "C", "D", "correct answer", "explanation")
 LABEL = re.compile(r"(question|correct answer|explanation)\s*:\s*(.*)", re.IGNORECASE)
 OPTION = re.compile(r"([A-D])[.)]\s+(.*)")
@@ -127,11 +140,14 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or ge
         **{f"share_{letter}": (letter.upper(), np.mean) for letter in "abcd"},
         "tokens": ("tokens", np.mean),
     },
+    "novelty": {"distinct": ("distinct", np.mean), "utility": ("utility", np.mean)},
 }
 TITLES = {
     "numbers": "Numbers: unseen parameters and unseen families",
     "open": "Open-ended answers",
     "mcq": "The right answer's place in generated questions",
+    "novelty": "NoveltyBench: distinct answers and their utility",
+    "retention": "Retention: what the training cost",
 }
 NO_INTERVAL = ("tv_uniform", "p_value")
 
@@ -317,12 +333,17 @@ def score_mcq(row: dict) -> dict[str, float | None]:
     return {"valid_rate": float(place is not None), "tv": place, "tv_uniform": place, "p_value": place} | shares
 
 
+def score_novelty(row: dict) -> dict[str, float]:
+    """The scores of a prompt's generations: how many classes they fall into, and their utility."""
+    return {"distinct": float(len(set(row["partition"]))), "utility": novelty_utility(row["generation_scores"])}
+
+
 def score(axis: str, row: dict) -> dict[str, float | None]:
     answer_rate = None
     if row.get("ssot"):
         row = row | {"draws": tagged_answers(row["draws"])}
         answer_rate = 1 - row["draws"].get("", 0) / row["n"]
-    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[axis](row)
+    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq, "novelty": score_novelty}[axis](row)
     tokens = row["tokens"] / row.get("n", 1) if row.get("tokens") else None
     return scores | {"tokens": tokens, "answer_rate": answer_rate}
 
@@ -332,6 +353,234 @@ def target_row(row: dict) -> dict:
     texts, _ = sample_outputs(row["family"], row["params"], row["n"], prompt_rng(0, row["id"]), max_bins=0)
     perfect = {"method": "target", "draws": Counter(texts), "logit_kl": row.get("logit_kl_floor")}
     return row | perfect | {"tokens": None, "ssot": False}
+
+
+# ----------------------------------------------------------------------------------------------- NoveltyBench
+
+
+def same_words(a: str, b: str) -> bool | None:
+    """Whether two answers of at most five words are the same: common words are half of the longer one's, or more.
+
+    None where one has more than five words, which is for the classifier to say. Case does not count.
+    """
+    a, b = a.lower().split(), b.lower().split()
+    longer = max(len(a), len(b))
+    return 2 * len(set(a) & set(b)) >= longer if longer <= 5 else None
+
+
+def greedy_classes(same: np.ndarray) -> list[int]:
+    """The class of each of N answers: that of the first class whose first member is the same, else a new one.
+
+    same (N, N) bool; what is read of it is [i, j], i < j.
+    """
+    firsts, classes = [], []
+    for j in range(len(same)):
+        alike = [k for k, i in enumerate(firsts) if same[i, j]]
+        classes.append(alike[0] if alike else len(firsts))
+        if not alike:
+            firsts.append(j)
+    return classes
+
+
+def reward_points(reward: float) -> int:
+    """1 to 10 points for a raw reward; one that equals a cut gets the points below it."""
+    return int(np.searchsorted(REWARD_CUTS, reward)) + 1
+
+
+def novelty_utility(generation_scores: list[float], patience: float = 0.8) -> float:
+    """Sum of patience^i s_i / sum of patience^i: the expected worth to a reader who goes on to the next answer with
+    probability `patience`. s_i: points of answer i, 0 if it repeats an earlier one (NoveltyBench, arXiv 2504.05228)."""
+    return float(np.average(generation_scores, weights=patience ** np.arange(len(generation_scores))))
+
+
+def load_judge(name: str, tokenizer: str, labels: int):
+    """A sequence classifier, in bfloat16 over all GPUs or in float32 on a CPU, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import trie
+
+    gpu = torch.cuda.is_available()
+    options = {"dtype": torch.bfloat16, "device_map": "auto"} if gpu else {"dtype": torch.float32}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"cannot load the judge {name!r}: {trie.one_line(error)}") from None
+    # subtle: transformers only warns where a checkpoint has no classifier, and makes up random weights.
+    if info["missing_keys"] or model.config.num_labels != labels:
+        raise InputError(f"{name!r} is no trained classifier with {labels} label(s); missing {info['missing_keys']}")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side, model.config.pad_token_id = "right", tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def load_classifier(name: str):
+    """judge(row) -> partition (the class of each generation) and distinct (how many classes there are)."""
+    import torch
+
+    model, tokenizer = load_judge(name, CLASSIFIER_TOKENIZER if name == CLASSIFIER else name, labels=2)
+
+    def encode(a: str, b: str) -> dict:
+        a, b = tokenizer([a, b], add_special_tokens=False, truncation=True, max_length=128)["input_ids"]
+        ids = [tokenizer.cls_token_id, *a, tokenizer.sep_token_id, *b, tokenizer.sep_token_id]
+        return {"input_ids": ids, "token_type_ids": [0] * (len(a) + 2) + [1] * (len(b) + 1)}
+
+    @torch.inference_mode()
+    def judge(row: dict) -> dict:
+        texts = row["generations"]
+        same = {pair: same_words(*pair) for pair in itertools.combinations(texts, 2)}
+        if unsure := [pair for pair, known in same.items() if known is None]:
+            batch = tokenizer.pad([encode(*pair) for pair in unsure], return_tensors="pt").to(model.device)
+            similar = model(**batch).logits.float().softmax(-1)[:, 1] > SIMILAR
+            same |= dict(zip(unsure, similar.tolist(), strict=True))
+        classes = greedy_classes(np.array([[same.get((a, b), False) for b in texts] for a in texts]))
+        return {"partition": classes, "distinct": len(set(classes))}
+
+    return judge
+
+
+def load_reward(name: str):
+    """judge(row) -> generation_scores (points; 0 for a repeat), partition_scores (of each class) and utility."""
+    import torch
+
+    import trie
+
+    model, tokenizer = load_judge(name, name, labels=1)
+
+    @torch.inference_mode()
+    def judge(row: dict) -> dict:
+        firsts = [i for i, k in enumerate(row["partition"]) if k not in row["partition"][:i]]
+        talks = [[("user", row["prompt"]), ("assistant", row["generations"][i])] for i in firsts]
+        talks = [[{"role": role, "content": content} for role, content in talk] for talk in talks]
+        ids = [trie.encode_one(tokenizer, trie.render(tokenizer, talk)) for talk in talks]
+        batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
+        points = dict(zip(firsts, map(reward_points, model(**batch).logits[:, 0].tolist()), strict=True))
+        scores = [points.get(i, 0) for i in range(len(row["partition"]))]
+        return {
+            "generation_scores": scores,
+            "partition_scores": list(points.values()),
+            "utility": novelty_utility(scores),
+        }
+
+    return judge
+
+
+def judge_all(folders: list[Path], source: str, target: str, name: str, load: Callable) -> None:
+    """Write `target` into each folder that lacks it: the rows of `source`, each with what the judge adds.
+
+    One judge is loaded, when the first row needs it, and let go at the end. Raises InputError for a target that is
+    about other generations than the source, or that another judge made.
+    """
+    judge = None
+    for folder in folders:
+        out, record = folder / target, folder / f"{target}.run.json"
+        if not out.exists():
+            import trie  # and with it torch, which scores alone do not need
+
+            rows = read_rows([folder / source], ("id", "prompt", "generations"), check_generations)
+            options, inputs = argparse.Namespace(judge=name), trie.digests([folder / source])
+            partial, done = trie.resume(out, options, trie.default_device(), inputs)
+            finished = {row["id"] for row in done}
+            judge = judge or load(name)
+            todo = [row for row in rows if row["id"] not in finished]
+            bar = tqdm(todo, str(out), initial=len(done), total=len(rows))
+            extend_jsonl(partial, out, (row | judge(row) for row in bar))
+        elif (folder / source).exists():
+            about = [
+                [(row["id"], row["generations"]) for row in read_jsonl(folder / file, ("id", "generations"))]
+                for file in (source, target)
+            ]
+            if about[0] != about[1]:
+                raise InputError(f"{out} is not about the generations in {source}; remove it to judge these")
+            if record.exists() and (before := json.loads(record.read_text())["args"]["judge"]) != name:
+                raise InputError(f"{out} was made with {before!r}; remove it to judge by {name!r}")
+
+
+def check_generations(row: dict) -> str:
+    """A row's name. Raises InputError for one that is not in NoveltyBench's form, as far as it goes."""
+    check_texts(row, "id", "prompt")
+    texts = row["generations"]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError("generations must be a list of texts")
+    for key in ("partition", "generation_scores"):
+        numbers = row.get(key, [0] * len(texts))
+        if not isinstance(numbers, list) or [type(x) in (int, float) for x in numbers] != [True] * len(texts):
+            raise InputError(f"{key} must have one number for each of the {len(texts)} generations")
+    return f"id {row['id']!r}"
+
+
+def novelty() -> None:
+    parser = Parser(prog="metrics.py novelty", description="Judge answers to NoveltyBench's prompts.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="has generations.jsonl; gets the files that it lacks")
+    parser.add_argument("--classifier", default=CLASSIFIER, help="says which answers are the same (%(default)s)")
+    parser.add_argument("--reward", default=REWARD, help="says how good they are (%(default)s)")
+    args = parser.parse_args(sys.argv[2:])
+    folders = [Path(folder) for folder in args.folders]
+    unscored = [folder for folder in folders if not (folder / "scores.jsonl").exists()]
+    judge_all(unscored, "generations.jsonl", "partitions.jsonl", args.classifier, load_classifier)
+    judge_all(folders, "partitions.jsonl", "scores.jsonl", args.reward, load_reward)
+    rows = read_rows([folder / "scores.jsonl" for folder in folders], ("id", "model"), check_row)
+    for folder in folders:
+        scores = [score_novelty(row) for row in read_jsonl(folder / "scores.jsonl")]
+        means = {f"mean_{key}": float(np.mean([row[key] for row in scores])) for key in METRICS["novelty"]}
+        write_text(folder / "summary.json", json.dumps(means) + "\n")
+    print("\n".join(tables(aggregate(rows))).rstrip())
+
+
+# -------------------------------------------------------------------------------------------------- retention
+
+
+def read_results(path: str) -> list[dict]:
+    """Score rows of a result file of lm-evaluation-harness: one per task, metric and filter. Raises InputError."""
+    rows = []
+    try:
+        found = json.loads(Path(path).read_text())
+        arguments = found["config"]["model_args"]
+        if isinstance(arguments, str):  # as the harness's own command records them
+            arguments = dict(pair.partition("=")[::2] for pair in arguments.split(","))
+        source = {"model": arguments["pretrained"], "method": Path(arguments.get("peft") or "base").name}
+        for task, scores in found["results"].items():
+            metrics = found["configs"].get(task, {}).get("metric_list", ())
+            ways = {metric["metric"]: str(metric.get("aggregation")) for metric in metrics}
+            for key, value in scores.items():
+                metric, _, chosen = key.partition(",")
+                if not chosen or metric.endswith("_stderr") or metric == "byte_perplexity":  # 2 ** bits_per_byte
+                    continue
+                way, error = ways.get(metric, ""), scores.get(f"{metric}_stderr,{chosen}")
+                name = "gp-IRT" if "gpirt" in way else f"plain {metric}" if "tinyBenchmarks" in way else metric
+                row = source | {"axis": "retention", "split": task}
+                row |= {"metric": name if chosen == "none" else f"{name}, {chosen}", "value": value}
+                row |= {"low": None, "high": None, "n": found["n-samples"][task]["effective"]}
+                rows.append(row | {"stderr": error if isinstance(error, float) else None})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: not a result file of lm-evaluation-harness ({reason})") from None
+    return rows
+
+
+def retention_scores(paths: list[str]) -> list[dict]:
+    """All score rows of result files, the mean over tinyBenchmarks' six tasks where all are there, and of each row its
+    difference to the base model. Raises InputError for a score that two files have."""
+    found = {}
+    for path in paths:
+        for row in read_results(path):
+            key = (row["model"], row["method"], row["split"], row["metric"])
+            if key in found:
+                raise InputError(f"{path}: {row['split']} of {row['method']} ({row['model']}) is in another file too")
+            found[key] = row
+    for source in dict.fromkeys(key[:2] for key in found):
+        tiny = [row for key, row in found.items() if key[:2] == source and row["split"] in TINY]
+        tiny = [row for row in tiny if "flexible" not in row["metric"]]
+        kinds = {row["metric"].replace(",", " ").split()[0] for row in tiny}
+        if len(tiny) == len(TINY) and len(kinds) == 1:
+            mean = {"split": "mean of the six", "metric": kinds.pop(), "stderr": None}
+            mean |= {"value": float(np.mean([row["value"] for row in tiny])), "n": sum(row["n"] for row in tiny)}
+            found[*source, mean["split"], mean["metric"]] = tiny[0] | mean
+    for (model, _, *score_of), row in found.items():
+        base = found.get((model, "base", *score_of))
+        row["difference"] = row["value"] - base["value"] if base else None
+    return list(found.values())
 
 
 # ------------------------------------------------------------------------------------------------ aggregation
@@ -402,10 +651,32 @@ def table(scores: list[dict], axis: str) -> list[str]:
     for model, split, method in keys:
         line = [cell(cells.get((model, split, method, metric))) for metric in METRICS[axis]]
         lines.append([model, split or "–", method, *line])
-    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]
+    return markdown(column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"})
+
+
+def markdown(columns: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a Markdown table of columns, each with its heading first."""
     columns = [[text.ljust(max(map(len, column))) for text in column] for column in columns]
     columns = [[column[0], "-" * len(column[0]), *column[1:]] for column in columns]
     return ["| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)]
+
+
+def retention_table(scores: list[dict]) -> list[str]:
+    """A Markdown table: tasks x methods, each value with the harness's standard error where it gives one, and the
+    differences to the base model."""
+    rows = [row for row in scores if row["axis"] == "retention"]
+    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda method: method != "base")
+    lines = [["model", "task", "score", "n", *methods, *(f"{method} - base" for method in methods[1:])]]
+    cells = {(row["model"], row["split"], row["metric"], row["method"]): row for row in rows}
+    number = lambda x, sign="": "–" if x is None else f"{x:{sign}.3f}" if abs(x) < 1000 else f"{x:{sign}.2e}"
+    for key in dict.fromkeys(key[:3] for key in cells):
+        line = [cells.get((*key, method)) for method in methods]
+        values = ["–" if row is None else number(row["value"]) for row in line]
+        errors = ["" if row is None or row["stderr"] is None else f" ± {row['stderr']:.3f}" for row in line]
+        differences = [number(row and row["difference"], "+") for row in line[1:]]
+        n = max(row["n"] for row in line if row)
+        lines.append([*key, str(n), *map("".join, zip(values, errors, strict=True)), *differences])
+    return markdown(zip(*lines, strict=True))
 
 
 def tables(scores: list[dict]) -> list[str]:
@@ -413,7 +684,14 @@ def tables(scores: list[dict]) -> list[str]:
     lines = []
     for axis, title in TITLES.items():
         if any(row["axis"] == axis for row in scores):
-            lines += [f"**{title}**", "", *table(scores, axis), ""]
+            rows = retention_table(scores) if axis == "retention" else table(scores, axis)
+            lines += [f"**{title}**", "", *rows, ""]
+    if any(row["axis"] == "retention" for row in scores):
+        lines += [
+            "± one standard error of the harness, where it gives one. Bits per byte and word perplexity are of",
+            "whole texts read in windows; the paper's PALOMA figures are token perplexities at stride 1024.",
+            "",
+        ]
     return lines
 
 
@@ -457,21 +735,31 @@ def insert(path: Path, lines: list[str]) -> None:
     body = "\n".join(lines) + "\n"
     if opening in text and closing in text:
         body = text.split(opening)[0] + f"{opening}\n{body}{closing}" + text.split(closing)[1]
+    write_text(path, body)
+
+
+def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(body)
+    temporary.write_text(text)
     temporary.replace(path)
 
 
 KEYS = {  # what rows of an axis must have
-    "numbers": ("family", "params", "split", "n", "draws"),
-    "open": ("support_90", "n", "draws"),
-    "mcq": ("text",),
+    "numbers": ("method", "family", "params", "split", "n", "draws"),
+    "open": ("method", "support_90", "n", "draws"),
+    "mcq": ("method", "text"),
+    "novelty": ("prompt", "generations", "partition", "generation_scores"),
 }
+
+
+OWN_KEY = {"family": "numbers", "text": "mcq", "generations": "novelty"}
 
 
 def axis_of(row: dict) -> str:
     """A row's axis; where it does not say, by what only that axis has."""
-    return row.get("axis") or ("numbers" if "family" in row else "mcq" if "text" in row else "open")
+    if "axis" in row:
+        return row["axis"]
+    return next((axis for key, axis in OWN_KEY.items() if key in row), "open")
 
 
 def check_row(row: dict) -> str:
@@ -482,12 +770,18 @@ def check_row(row: dict) -> str:
     missing = [key for key in KEYS[axis] if key not in row]
     if missing:
         raise InputError(f"a row of the axis {axis} needs the keys {', '.join(KEYS[axis])}; missing {missing}")
+    check_texts(row, "id", "model")
+    if axis == "novelty":
+        check_generations(row)
+        utility = novelty_utility(row["generation_scores"])
+        if not math.isclose(row.get("utility", utility), utility, abs_tol=1e-6):
+            raise InputError(f"utility is {row['utility']}, but its generation_scores make it {utility}")
+        row["model"], _, method = row["model"].partition(" + ")
+        row["method"] = method or "base"
+    check_texts(row, "method", *(key for key in ("text", "split") if row.get(key) is not None))
     if axis == "numbers":
         scipy_args(row["family"], row["params"])
-    check_texts(
-        row, "model", "method", *(("text",) if axis == "mcq" else ()), *(("split",) if row.get("split") else ())
-    )
-    if axis != "mcq":
+    if "draws" in KEYS[axis]:
         counts = row["draws"].values() if isinstance(row["draws"], dict) else ()
         if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or sum(counts) != row["n"]:
             raise InputError(f"draws must map answers to positive counts that sum to n = {row['n']}")
@@ -495,8 +789,11 @@ def check_row(row: dict) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["novelty"]:
+        return novelty()
     parser = Parser(description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="rows written by sample.py")
+    own = "rows of sample.py (.jsonl), and result files of lm-evaluation-harness (.json)"
+    parser.add_argument("files", nargs="+", metavar="FILE", help=own)
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument(
         "--runs", nargs="*", default=[], metavar="DIR", help="adapter folders, for the report's cost table"
@@ -505,8 +802,9 @@ def main() -> None:
         "--report", help="Markdown file to write; a file with result markers gets the tables between them"
     )
     args = parser.parse_args()
-    rows = read_rows(args.files, ("id", "model", "method"), check_row)
-    scores = aggregate(rows)
+    results = [file for file in args.files if file.endswith(".json")]
+    rows = read_rows([file for file in args.files if file not in results], ("id", "model"), check_row)
+    scores = aggregate(rows) + retention_scores(results)
     write_jsonl(args.out, scores)
     print("\n".join(tables(scores)).rstrip())
     if args.report:

@@ -1,14 +1,17 @@
-"""Everything that needs a model after training: numbers, open answers and questions drawn from it, and the exact
-distance of its probabilities.
+"""Everything that needs a model after training: what is drawn from it, the exact distance of its probabilities, and
+what it still knows.
 
     python sample.py numbers --model Qwen/Qwen3-0.6B --prompts data/unseen.jsonl data/ood.jsonl --out base.jsonl
     python sample.py open --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out open.jsonl
     python sample.py mcq --model Qwen/Qwen3-0.6B --out mcq.jsonl
     python sample.py open --model Qwen/Qwen3-0.6B --ssot --out ssot.jsonl          # the prompting rival
+    python sample.py novelty --model Qwen/Qwen3-0.6B --split curated --out novelty/base/generations.jsonl
+    python sample.py retention --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out retention/soft
+    python sample.py merge --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out merged/soft
     python sample.py numbers --model tests/tiny --prompts data/ood.jsonl --n 100 --out small.jsonl   # seconds
 
-Each writes JSONL rows with axis (the command), model, method ("base", the name of the adapter's folder, "ssot", or
-both as "soft+ssot"), ssot (true or false), tokens (drawn, end tokens included) and seconds, and
+The first four write JSONL rows with axis (the command), model, method ("base", the name of the adapter's folder,
+"ssot", or both as "soft+ssot"), ssot (true or false), tokens (drawn, end tokens included) and seconds, and
 
 `numbers`, per prompt of a file: the prompt's own row, n and
     draws           {answer: count}; an answer cut at --max-tokens ends in "…", here as in open
@@ -22,10 +25,17 @@ both as "soft+ssot"), ssot (true or false), tokens (drawn, end tokens included) 
 `--ssot` (numbers and open) asks the same through String Seed of Thought (Misaki and Akiba, arXiv 2510.21150):
     the model writes a random string, reasons from it, and answers inside tags, with thinking on where the chat
     template has it. The keys of draws are then the raw texts, and there are no exact probabilities (null).
+`novelty` writes rows in NoveltyBench's own form (arXiv 2504.05228), for metrics.py or that benchmark's tools to judge:
+    the columns of the prompt's row, model (of an adapter "MODEL + soft"), and
+    generations     --n raw texts, cut or not
+`retention` runs lm-evaluation-harness, on its own terms (no chat template, greedy), in windows of at most 4096 tokens,
+    and writes its result file of each task, DIR/<task>.json. Data sets are fetched before the model is loaded. Where
+    the package tinyBenchmarks is not installed, plain accuracies stand in for its gp-IRT estimates, and say so.
+`merge` writes a checkpoint, in float32 on a CPU and bfloat16 on a GPU.
 
 Everything is drawn at temperature 1 over the full vocabulary, whatever the checkpoint's generation_config says.
 Short answers never go through `generate`: all draws of a prompt walk down together, one row per *distinct* prefix,
-so 1000 draws cost what their distinct prefixes cost. Long ones (mcq, --ssot) do, in batches of --rows.
+so 1000 draws cost what their distinct prefixes cost. Long ones (mcq, novelty, --ssot) do, in batches of --rows.
 Every draw has its own random numbers, so --rows changes nothing but the rounding of sums: a draw that falls within it
 of the border between two tokens can go the other way, which is rare in float32 and less so in bfloat16.
 
@@ -34,19 +44,24 @@ is taken over 128 equally probable paths (--paths) where the published code take
 more leaves than that is covered whole.
 
 What this file does not do: say how good the answers are (metrics.py). Interrupted, it goes on where it
-stopped: finished rows wait in FILE.partial, and FILE appears when all are there.
+stopped: finished rows wait in FILE.partial, and FILE appears when all are there; finished tasks are not run again.
 """
 
+import argparse
+import hashlib
 import itertools
 import json
+import shutil
+import sys
 import time
+import types
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 import trie
 from distributions import (
@@ -54,15 +69,14 @@ from distributions import (
     Parser,
     canonical_outputs,
     check_texts,
+    extend_jsonl,
     natural,
     perfect_probs,
     positive_int,
     prompt_rng,
-    read_jsonl,
     read_prompts,
     read_rows,
     run,
-    write_jsonl,
 )
 
 # ------------------------------------------------------------------------------------------ prompts in language
@@ -110,6 +124,13 @@ Answer in three steps. First write a random string of letters and digits between
 </random_string>. Then, between <thinking> and </thinking>, derive your choice from that string alone, so that \
 over many strings the choices follow the requested distribution. Last, put the answer, and ONLY the answer, \
 between <answer> and </answer>."""
+
+NOVELTY_BENCH = "yimingzhang/novelty-bench"
+TASKS = (
+    "tinyArc", "tinyGSM8k", "tinyMMLU", "tinyWinogrande", "tinyHellaswag", "tinyTruthfulQA",  # group tinyBenchmarks
+    "paloma_wikitext_103", "paloma_c4_en", "paloma_dolma-v1_5", "paloma_mc4", "paloma_ptb", "paloma_redpajama",
+    "paloma_falcon-refinedweb",
+)  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------- drawing
 
@@ -201,9 +222,9 @@ def generate(model, prompts: list[list[int]], end: int, uniform: np.ndarray) -> 
     return [path[: path.index(end) + 1] if end in path else path for path in out]
 
 
-def written(tokenizer, path, end: int) -> str:
-    """The text of a drawn path; one that was cut before its end token ends in "…"."""
-    return trie.decode(tokenizer, path[:-1]) if path[-1] == end else trie.decode(tokenizer, path) + "…"
+def written(tokenizer, path, end: int, mark: str = "…") -> str:
+    """The text of a drawn path; one that was cut before its end token ends in `mark`."""
+    return trie.decode(tokenizer, path[:-1]) if path[-1] == end else trie.decode(tokenizer, path) + mark
 
 
 # ------------------------------------------------------------------------------------------- exact probabilities
@@ -281,9 +302,8 @@ def walked(model, tokenizer, end: int, prompts: list[dict], args):
 
 
 def generated(model, tokenizer, end: int, prompts: list[dict], args):
-    """Result rows of `mcq` and `--ssot`, prompt by prompt, from batches that go across prompts."""
-    ssot = args.command != "mcq"
-    draws = args.n if ssot else 1
+    """Result rows of `mcq`, `novelty` and `--ssot`, prompt by prompt, from batches that go across prompts."""
+    ssot, draws = getattr(args, "ssot", False), 1 if args.command == "mcq" else args.n
     protocol = SSOT if ssot else "{task}"
     asked = dict.fromkeys(row["prompt"] for row in prompts)
     ids = {prompt: trie.chat_ids(tokenizer, protocol.format(task=prompt), thinking=ssot) for prompt in asked}
@@ -298,113 +318,214 @@ def generated(model, tokenizer, end: int, prompts: list[dict], args):
         paths = generate(model, [ids[row["prompt"]] for row, _ in batch], end, np.stack(streams))
         share = (time.perf_counter() - start) / len(batch)
         for (row, j), path in zip(batch, paths, strict=True):
-            answers.append(opened[row["prompt"]] + written(tokenizer, path, end))
+            answers.append(opened[row["prompt"]] + written(tokenizer, path, end, "…" if ssot else ""))
             tokens, seconds = tokens + len(path), seconds + share
-            if j == draws - 1:
-                if ssot:
-                    result = {"n": args.n, "draws": dict(Counter(answers)), **dict.fromkeys(EXACT[args.command][1])}
-                else:
-                    result = {"text": trie.decode(tokenizer, path[:-1] if path[-1] == end else path)}
-                yield result | {"tokens": tokens, "seconds": round(seconds, 3)}
-                answers, tokens, seconds = [], 0, 0.0
+            if j < draws - 1:
+                continue
+            spent = {"tokens": tokens, "seconds": round(seconds, 3)}
+            if ssot:
+                draws_of = {"n": args.n, "draws": dict(Counter(answers))}
+                yield draws_of | dict.fromkeys(EXACT[args.command][1]) | spent
+            else:
+                yield {"generations": answers} if args.command == "novelty" else {"text": answers[0]} | spent
+            answers, tokens, seconds = [], 0, 0.0
+
+
+def hub_prompts(split: str) -> list[dict]:
+    """NoveltyBench's own prompts: its curated 100, or 1000 from WildChat. Raises InputError."""
+    try:
+        from datasets import load_dataset
+
+        return [dict(row) for row in load_dataset(NOVELTY_BENCH, split=split)]
+    except ImportError:
+        raise InputError("the package datasets is missing: pip install -r requirements-benchmarks.txt") from None
+    except (OSError, ValueError) as error:
+        reason = f"cannot load the data set {NOVELTY_BENCH}: {trie.one_line(error)}"
+        raise InputError(f"{reason}; without a network, give the prompts by --prompts FILE.jsonl") from None
 
 
 def prompt_rows(args) -> list[dict]:
-    """What is to be asked, one row per row of the output. Raises InputError with file:line."""
+    """What is to be asked, one row per row of the output. Raises InputError, of a file with file:line."""
     if args.command == "numbers":
         return read_prompts(args.prompts)
     if args.command == "mcq":
         return [{"id": f"mcq-{i:04d}", "prompt": MCQ} for i in range(args.n)]
+    numbers = itertools.count()
+
+    def check(row):
+        row.setdefault("id", f"{args.command}-{next(numbers):03d}")
+        check_texts(row, "id", "prompt")
+        return f"id {row['id']!r}"
+
     if args.prompts:
-        numbers = itertools.count()
-
-        def check(row):
-            row.setdefault("id", f"open-{next(numbers):03d}")
-            check_texts(row, "id", "prompt")
-            return f"id {row['id']!r}"
-
         return read_rows(args.prompts, ("prompt",), check)
+    if args.command == "novelty":
+        rows = hub_prompts(args.split)
+        for row in rows:
+            check(row)
+        return rows
     return [
         {"id": f"open-{i:03d}", "category": category, "prompt": WORDINGS[i % len(WORDINGS)].format(category)}
         for i, category in enumerate(CATEGORIES)
     ]
 
 
-def resume(out: Path, args, device) -> tuple[Path, list[dict]]:
-    """Start FILE.run.json and FILE.partial, or take up a partial file of the same run. Returns its finished rows."""
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; --out must name a file")
-    partial, record = out.with_name(out.name + ".partial"), out.with_name(out.name + ".run.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+def run_inputs(args, prompts: list[dict] = ()) -> dict[str, str]:
+    """What a run depends on besides its options: digests of its files and prompts."""
     files = ("adapter_config.json", "adapter_model.safetensors")
     adapter = [Path(args.adapter) / name for name in files] if args.adapter else []
-    inputs = trie.digests([*(getattr(args, "prompts", None) or ()), *adapter])
+    inputs = trie.digests(adapter) | {"prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}
     for file in sorted(Path(args.model).glob("*.safetensors")):  # of a local model; too large to read once more
         inputs[str(file)] = f"{file.stat().st_size} bytes, {file.stat().st_mtime_ns}"
-    done = []
-    if partial.exists() and partial.stat().st_size and record.exists():
-        before = json.loads(record.read_text())
-        if (before["args"], before["inputs"]) != (vars(args), inputs):
-            raise InputError(f"{partial} holds rows of another run (options or inputs differ); remove it to start anew")
-        whole = partial.read_bytes().rpartition(b"\n")
-        if whole[2]:  # a line cut off when the run was killed
-            partial.write_bytes(whole[0] + whole[1])
-        done = read_jsonl(partial) if whole[0] else []
-    else:
-        partial.write_bytes(b"")
-        trie.write_run(record, args, device, inputs)
-    return partial, done
+    return inputs
+
+
+# -------------------------------------------------------------------------------- retention, and a merged checkpoint
+
+
+def retention(args) -> None:
+    """Run tasks of lm-evaluation-harness; write its results, DIR/<task>.json for each. Finished tasks are kept.
+
+    Raises InputError for what could not be run, after all that could.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import handle_non_serializable
+    except ImportError:
+        raise InputError("lm_eval is missing: pip install -r requirements-benchmarks.txt") from None
+    try:
+        import tinyBenchmarks
+    except ImportError:  # its tasks import it too, though all that they need it for is the last step, gp-IRT
+        tinyBenchmarks = sys.modules["tinyBenchmarks"] = types.ModuleType("tinyBenchmarks")
+    gp_irt = hasattr(tinyBenchmarks, "evaluate")
+    out, device = Path(args.out), trie.default_device()
+    options = argparse.Namespace(command="retention", model=args.model, adapter=args.adapter)
+    trie.begin_run(out.with_name(out.name + ".run.json"), options, device, run_inputs(args), out)
+
+    # Every data set is fetched before the model is, so that what is missing shows at once and not after hours.
+    manager, todo, failed = TaskManager(), {}, {}
+    for name in args.tasks:
+        file = out / f"{Path(name).stem}.json"
+        try:
+            if not file.exists():
+                todo[file] = list(manager.load([name])["tasks"].values())
+        except FileNotFoundError as error:  # what the package datasets raises where a set is gated, or is not there
+            failed[name] = trie.one_line(error)
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(f"{name}: {trie.one_line(error)}; finished tasks are kept in {out}") from None
+    if todo:
+        model = trie.load_model(args.model, args.adapter, device)
+        # Longer texts are read in windows: the logits of Qwen3's whole context would take 25 GB.
+        window = min(4096, model.config.get_text_config().max_position_embeddings)
+        batch = "auto" if device.type == "cuda" else 8
+        harness = HFLM(model, tokenizer=trie.load_tokenizer(args.model), batch_size=batch, max_length=window)
+    for file, tasks in todo.items():
+        for task in () if gp_irt else tasks:
+            for metric in task.config.metric_list:
+                if getattr(metric["aggregation"], "__name__", "").startswith("agg_gpirt"):
+                    task.aggregation()[metric["metric"]] = lm_eval.api.metrics.mean
+                    metric["aggregation"] = "mean, since tinyBenchmarks is not installed"
+        arguments = {"pretrained": args.model, "peft": args.adapter, "max_length": window}
+        results = lm_eval.simple_evaluate(
+            harness, model_args=arguments, tasks=tasks, task_manager=manager, log_samples=False
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(json.dumps(results, indent=1, default=handle_non_serializable) + "\n")
+        temporary.replace(file)
+    if failed:
+        advice = "accept the data set's terms on the hub, log in (hf auth login, or HF_TOKEN), and run this again"
+        raise InputError(f"{', '.join(failed)} did not run: {next(iter(failed.values()))} If gated: {advice}")
+
+
+def merge(args) -> None:
+    """Write the checkpoint whose weights have the adapter's in them, for tools that take no adapters.
+
+    Its generation_config is plain sampling that stops at the template's end token: the base checkpoint's (a top_k of
+    20, say) would bend the distribution again.
+    """
+    out = Path(args.out)
+    if out.exists():
+        raise InputError(f"{out} is there already; remove it first")
+    tokenizer, model = trie.load_tokenizer(args.model), trie.load_model(args.model, args.adapter).merge_and_unload()
+    end = trie.end_token(tokenizer)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end)
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.replace(out)
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="numbers|open|mcq")
-    for name, n, what in (
-        ("numbers", 1000, "draws and logit KL for number prompts"),
-        ("open", 100, "draws and the first step's distribution for open questions"),
-        ("mcq", 1000, "generated medical multiple-choice questions"),
-    ):
+    about = {
+        "numbers": (1000, "draws and logit KL for number prompts"),
+        "open": (100, "draws and the first step's distribution for open questions"),
+        "mcq": (1000, "generated medical multiple-choice questions"),
+        "novelty": (10, "answers to NoveltyBench's prompts"),
+        "retention": (None, "results of lm-evaluation-harness"),
+        "merge": (None, "a checkpoint that has the adapter in it"),
+    }
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(about))
+    for name, (n, what) in about.items():
         sub = commands.add_parser(name, help=what)
         sub.add_argument("--model", required=True, help="hub id or folder of a chat model")
-        sub.add_argument("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
-        sub.add_argument("--out", required=True, help="JSONL file to write")
+        own = "PEFT adapter folder; its name becomes the method (default: the base model)"
+        sub.add_argument("--adapter", required=name == "merge", help=own)
+        sub.add_argument("--out", required=True, help="JSONL file to write" if n else "folder to write")
+        if name == "retention":
+            own = "tasks of the harness or YAML files with one (default: tinyBenchmarks and seven slices of PALOMA)"
+            sub.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help=own)
+        if not n:
+            continue
         sub.add_argument("--n", type=positive_int, default=n, help=f"draws, per prompt if there are many (default {n})")
+        source = sub.add_mutually_exclusive_group(required=name == "numbers")
         if name != "mcq":
-            own = "prompt rows (unseen.jsonl, ood.jsonl)" if name == "numbers" else "prompts of your own (default: 102)"
-            sub.add_argument("--prompts", required=name == "numbers", nargs="+", metavar="FILE", help=own)
+            own = "prompt rows (unseen.jsonl, ood.jsonl)" if name == "numbers" else "prompts of your own instead"
+            source.add_argument("--prompts", nargs="+", metavar="FILE", help=own)
+        if name == "novelty":
+            own = "the benchmark's 100 or 1000 prompts, from the hub (default curated)"
+            source.add_argument("--split", choices=("curated", "wildchat"), default="curated", help=own)
+        if name in EXACT:
             sub.add_argument("--ssot", action="store_true", help="ask through String Seed of Thought")
         if name == "numbers":
             sub.add_argument("--paths", type=positive_int, default=128, help="paths for the logit KL (default 128)")
-        cut = "cut an answer here (default 32 for numbers, 16 for open, 256 for mcq, 2048 for --ssot)"
+        cut = "cut an answer here (default 32 for numbers, 16 for open, 256 for mcq, 512 for novelty, 2048 for --ssot)"
         sub.add_argument("--max-tokens", type=positive_int, help=cut)
         rows = "most sequences in one forward pass (default 1024, of long generations 256)"
         sub.add_argument("--rows", type=positive_int, help=rows)
         sub.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
+    if args.command in ("retention", "merge"):
+        return retention(args) if args.command == "retention" else merge(args)
     ssot = getattr(args, "ssot", False)
-    long = ssot or args.command == "mcq"
-    args.max_tokens = args.max_tokens or (2048 if ssot else {"numbers": 32, "open": 16, "mcq": 256}[args.command])
-    args.rows = args.rows or (256 if long else 1024)
+    walks = args.command in EXACT and not ssot
+    tokens = {"numbers": 32, "open": 16, "mcq": 256, "novelty": 512}
+    args.max_tokens = args.max_tokens or (2048 if ssot else tokens[args.command])
+    args.rows = args.rows or (1024 if walks else 256)
 
     adapter = [Path(args.adapter).resolve().name] if args.adapter else []
     if adapter and (adapter[0] in ("base", "ssot") or adapter[0].startswith("target")):
         raise InputError(f"an adapter called {adapter[0]!r} would be taken for another method; rename its folder")
     method = "+".join(adapter + ["ssot"] * ssot) or "base"
+    if args.command == "novelty":  # NoveltyBench's rows have no other place for the method
+        source = {"model": " + ".join([args.model, *adapter])}
+    else:
+        source = {"axis": args.command, "model": args.model, "method": method, "ssot": ssot}
     prompts = prompt_rows(args)
     tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
     end = trie.end_token(tokenizer)
     model = trie.load_model(args.model, args.adapter, device)
     out = Path(args.out)
-    partial, done = resume(out, args, device)
-    results = (generated if long else walked)(model, tokenizer, end, prompts[len(done) :], args)
+    partial, done = trie.resume(out, args, device, run_inputs(args, prompts))
+    finished = {row["id"] for row in done}
+    todo = [row for row in prompts if row["id"] not in finished]
+    results = (walked if walks else generated)(model, tokenizer, end, todo, args)
     bar = tqdm(results, f"{args.command}, {method}", initial=len(done), total=len(prompts))
-    with open(partial, "a", encoding="utf-8") as file:
-        for row, result in zip(prompts[len(done) :], bar, strict=True):
-            whole = row | {"axis": args.command, "model": args.model, "method": method, "ssot": ssot} | result
-            file.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-    write_jsonl(out, read_jsonl(partial))
-    partial.unlink()
+    extend_jsonl(partial, out, (row | source | result for row, result in zip(todo, bar, strict=True)))
 
 
 if __name__ == "__main__":

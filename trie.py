@@ -39,7 +39,7 @@ from scipy.special import xlogy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from distributions import InputError
+from distributions import InputError, read_jsonl
 
 PAD = -1  # fills short rows of a token matrix; never a token id
 
@@ -128,7 +128,7 @@ def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) ->
         "script": Path(sys.argv[0]).name,
         "args": vars(args),
         "inputs": inputs,
-        "seed": args.seed,
+        "seed": getattr(args, "seed", None),
         "git_commit": git.stdout.strip() or None,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")},
         "python": platform.python_version(),
@@ -137,6 +137,34 @@ def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) ->
         "threads": torch.get_num_threads(),
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def begin_run(record: Path, args, device: torch.device, inputs: dict[str, str], unfinished: Path) -> None:
+    """Write a run's provenance or, where its `unfinished` output is there, check that this is the same run going on."""
+    if unfinished.exists() and record.exists():
+        before = json.loads(record.read_text())
+        if (before["args"], before["inputs"]) != (vars(args), inputs):
+            raise InputError(
+                f"{unfinished} is of another run (options or inputs differ, see {record}); remove it to start anew"
+            )
+    else:
+        write_run(record, args, device, inputs)
+
+
+def resume(out: Path, args, device: torch.device, inputs: dict[str, str]) -> tuple[Path, list[dict]]:
+    """Start FILE.run.json and FILE.partial, or take up a partial file of the same run. Returns it and its rows."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --out must name a file")
+    partial, record = out.with_name(out.name + ".partial"), out.with_name(out.name + ".run.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if partial.exists():
+        whole = partial.read_bytes().rpartition(b"\n")
+        if whole[2]:  # a line cut off when the run was killed
+            partial.write_bytes(whole[0] + whole[1])
+        if not whole[0] or not record.exists():
+            partial.unlink()
+    begin_run(record, args, device, inputs, partial)
+    return partial, read_jsonl(partial) if partial.exists() else []
 
 
 def cpu_name() -> str:

@@ -1,6 +1,9 @@
 """Shared pieces: the embedded model, tokenizers of five styles, and a way to run a script as a user would."""
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
+
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,10 @@ ROOT = Path(__file__).parent.parent
 TINY = str(Path(__file__).parent / "tiny")
 sys.path.insert(0, str(ROOT))
 
-import trie  # noqa: E402
+import train_hard
+import train_soft
+import trie
+from distributions import run
 
 torch.set_num_threads(1)  # as in the scripts' own runs below: the same sums in the same order
 
@@ -112,6 +118,44 @@ def command(name, *args) -> list[str]:
 OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")  # the tests may run under make, and run make
 ENV = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE} | {
     "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
 }
+
+
+# ------------------------------------------------------------------------------------- scripts, in this process
+
+BRIEF = ("--limit", 48, "--epochs", 1, "--batch", 16, "--lr", "1e-3")
+
+
+def call(module, *arguments) -> None:
+    """A script's main() in this process: importing torch again takes longer than most of these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        module.main()
+
+
+def complaint(module, *arguments) -> str:
+    """What run(main) ends with: the one line that Python prints to stderr, with status 1."""
+    name = f"{module.__name__}.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            run(module.main)
+    line = ending.value.code
+    assert isinstance(line, str) and line.startswith(f"{name}: error: ") and "\n" not in line
+    return line
+
+
+def train(method, out, data, *flags):
+    module = {"soft": train_soft, "hard": train_hard}[method]
+    call(module, "--model", TINY, "--data", data / "train.jsonl", "--out", out, *flags)
+    return out
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory, data) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    return {
+        "soft": train("soft", folder / "soft", data, *BRIEF),
+        "hard": train("hard", folder / "hard", data, *BRIEF, "--branches", 16),
+    }
