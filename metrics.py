@@ -1,7 +1,9 @@
-"""Rows in, scores out: how close the answers are to the distributions that were asked for. No model, no GPU.
+"""Rows in, scores out: how close the answers are to the distributions that were asked for.
 
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report r.md
+    python metrics.py novelty runs/tiny/novelty/base runs/tiny/novelty/soft     # loads two judges; the rest no model
+    python metrics.py runs/tiny/retention/*/*.json --out retention.jsonl
 
 Axis `numbers`. Scores of a prompt (an answer is one of its n draws):
     valid_rate      share of the answers that are, stripped, one decimal number, finite, inside the family's
@@ -36,18 +38,35 @@ Axis `mcq`, over all generations:
 
 Rows with "ssot": true (axes numbers and open) hold raw texts. Only what is inside the answer tags is scored:
     answer_rate     share of the texts with a tagged answer (tagged_answer); the others count as invalid answers
-Every axis has
+These axes have
     tokens          drawn per answer
+
+Axis `novelty`, NoveltyBench (arXiv 2504.05228). `metrics.py novelty DIR` adds to DIR/generations.jsonl the benchmark's
+own files, row by row: partitions.jsonl (partition: the class of each generation, distinct), scores.jsonl
+(generation_scores, partition_scores, utility) and summary.json. Files that are there, also its own tools', are used.
+    distinct        classes among the ten generations: greedy, each compared with each class's first member, answers
+                    of at most five words by their words, others by --classifier
+    utility         of generations that --reward gives 1 to 10 points, a repeat 0 (novelty_utility)
+Over prompts: the mean.
+
+Axis `retention`: result files of lm-evaluation-harness (sample.py retention, or its own command). One row per task
+(in "split") and metric, with stderr, the harness's own, and difference, to the base model, in place of an interval:
+    gp-IRT          accuracy on the whole benchmark, estimated from 100 items (tinyBenchmarks, arXiv 2402.14992);
+                    "plain ..." where that package was not installed: the accuracy on these 100
+    bits_per_byte, word_perplexity   of PALOMA's slices. The paper's are token perplexities at stride 1024: do not
+                    compare them with these.
 
 Intervals are 95 %, from 10,000 bootstrap resamples of the families, of the prompts, or of the generations. Writes rows
 {model, method, axis, split, metric, value, low, high, n}: n prompts or generations, of which value is made; value is
 null where there is none (the distance of nothing valid, say); low and high are null below two.
 
-Choice where the paper leaves room: its normalization of W1 is not published; the one above is this kit's.
-What this file does not do: run models, or know how rows were made.
+Choices where paper and benchmark leave room: the normalization of W1 is this kit's, as the paper's is not published;
+case does not count in the comparison of short answers, and a reward on a cut gets the points below it.
+What this file does not do: run the model that is measured, or know how rows were made.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import math
@@ -451,17 +470,14 @@ def load_reward(name: str):
     @torch.inference_mode()
     def judge(row: dict) -> dict:
         firsts = [i for i, k in enumerate(row["partition"]) if k not in row["partition"][:i]]
-        talks = [[("user", row["prompt"]), ("assistant", row["generations"][i])] for i in firsts]
-        talks = [[{"role": role, "content": content} for role, content in talk] for talk in talks]
+        ask = {"role": "user", "content": row["prompt"]}
+        talks = [[ask, {"role": "assistant", "content": row["generations"][i]}] for i in firsts]
         ids = [trie.encode_one(tokenizer, trie.render(tokenizer, talk)) for talk in talks]
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
         points = dict(zip(firsts, map(reward_points, model(**batch).logits[:, 0].tolist()), strict=True))
         scores = [points.get(i, 0) for i in range(len(row["partition"]))]
-        return {
-            "generation_scores": scores,
-            "partition_scores": list(points.values()),
-            "utility": novelty_utility(scores),
-        }
+        found = {"generation_scores": scores, "partition_scores": list(points.values())}
+        return found | {"utility": novelty_utility(scores)}
 
     return judge
 
@@ -495,6 +511,10 @@ def judge_all(folders: list[Path], source: str, target: str, name: str, load: Ca
                 raise InputError(f"{out} is not about the generations in {source}; remove it to judge these")
             if record.exists() and (before := json.loads(record.read_text())["args"]["judge"]) != name:
                 raise InputError(f"{out} was made with {before!r}; remove it to judge by {name!r}")
+    if judge:  # the next one is large
+        judge = None
+        gc.collect()
+        trie.torch.cuda.empty_cache()
 
 
 def check_generations(row: dict) -> str:
