@@ -391,15 +391,6 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     os.replace(temporary, path)
 
 
-def extend_jsonl(partial: Path, path: Path, rows: Iterable[dict]) -> None:
-    """Append rows to `partial`, each on disk as soon as it is there; after the last one it becomes `path`."""
-    with open(partial, "a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-    os.replace(partial, path)
-
-
 # ---------------------------------------------------------------------------------------- command lines
 
 
@@ -444,6 +435,11 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"{name}: error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run the same command again to go on")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this file does not know
+            raise
+        advice = "lower --rows or, in training, raise --accumulate or add --gradient-checkpointing"
+        sys.exit(f"{name}: error: the GPU is out of memory; {advice}, and run the command again to go on")
 
 
 def main() -> None:

@@ -79,14 +79,12 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from tqdm import tqdm
 
 from distributions import (
     InputError,
     Parser,
     canonical_outputs,
     check_texts,
-    extend_jsonl,
     prompt_rng,
     read_jsonl,
     read_rows,
@@ -495,13 +493,10 @@ def judge_all(folders: list[Path], source: str, target: str, name: str, load: Ca
             import trie  # and with it torch, which scores alone do not need
 
             rows = read_rows([folder / source], ("id", "prompt", "generations"), check_generations)
-            options, inputs = argparse.Namespace(judge=name), trie.digests([folder / source])
-            partial, done = trie.resume(out, options, trie.default_device(), inputs)
-            finished = {row["id"] for row in done}
             judge = judge or load(name)
-            todo = [row for row in rows if row["id"] not in finished]
-            bar = tqdm(todo, str(out), initial=len(done), total=len(rows))
-            extend_jsonl(partial, out, (row | judge(row) for row in bar))
+            options, inputs = argparse.Namespace(judge=name), trie.digests([folder / source])
+            answer = lambda todo, judge=judge: (row | judge(row) for row in todo)
+            trie.write_rows(out, options, inputs, rows, answer, str(out))
         elif (folder / source).exists():
             about = [
                 [(row["id"], row["generations"]) for row in read_jsonl(folder / file, ("id", "generations"))]

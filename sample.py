@@ -56,11 +56,11 @@ import sys
 import time
 import types
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
 import trie
@@ -69,7 +69,6 @@ from distributions import (
     Parser,
     canonical_outputs,
     check_texts,
-    extend_jsonl,
     natural,
     perfect_probs,
     positive_int,
@@ -402,7 +401,8 @@ def retention(args) -> None:
     gp_irt = hasattr(tinyBenchmarks, "evaluate")
     out, device = Path(args.out), trie.default_device()
     options = argparse.Namespace(command="retention", model=args.model, adapter=args.adapter)
-    trie.begin_run(out.with_name(out.name + ".run.json"), options, device, run_inputs(args), out)
+    record = out.with_name(out.name + ".run.json")
+    trie.begin_run(record, options, device, run_inputs(args), [out] if out.exists() else [])
 
     # Every data set is fetched before the model is, so that what is missing shows at once and not after hours.
     manager, todo, failed = TaskManager(), {}, {}
@@ -516,16 +516,15 @@ def main() -> None:
     else:
         source = {"axis": args.command, "model": args.model, "method": method, "ssot": ssot}
     prompts = prompt_rows(args)
-    tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
-    end = trie.end_token(tokenizer)
-    model = trie.load_model(args.model, args.adapter, device)
-    out = Path(args.out)
-    partial, done = trie.resume(out, args, device, run_inputs(args, prompts))
-    finished = {row["id"] for row in done}
-    todo = [row for row in prompts if row["id"] not in finished]
-    results = (walked if walks else generated)(model, tokenizer, end, todo, args)
-    bar = tqdm(results, f"{args.command}, {method}", initial=len(done), total=len(prompts))
-    extend_jsonl(partial, out, (row | source | result for row, result in zip(todo, bar, strict=True)))
+    tokenizer = trie.load_tokenizer(args.model)
+    end, model = trie.end_token(tokenizer), trie.load_model(args.model, args.adapter)
+    results = walked if walks else generated
+
+    def answer(todo: list[dict]) -> Iterator[dict]:
+        for row, result in zip(todo, results(model, tokenizer, end, todo, args), strict=True):
+            yield row | source | result
+
+    trie.write_rows(Path(args.out), args, run_inputs(args, prompts), prompts, answer, f"{args.command}, {method}")
 
 
 if __name__ == "__main__":

@@ -28,18 +28,22 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from scipy.special import xlogy
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
 from transformers.utils import logging as transformers_logging
 
-from distributions import InputError, read_jsonl
+from distributions import InputError, read_jsonl, write_jsonl
 
 PAD = -1  # fills short rows of a token matrix; never a token id
 
@@ -47,8 +51,13 @@ PAD = -1  # fills short rows of a token matrix; never a token id
 # ------------------------------------------------------------------------------------- model and tokenizer
 
 
+def processes() -> PartialState:
+    """This process among those that `accelerate launch` started; started otherwise, it is the only one."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(weeks=1))
+
+
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return processes().device
 
 
 def load_tokenizer(model: str):
@@ -69,10 +78,13 @@ def load_model(name: str, adapter: str | None = None, device: torch.device | Non
     Raises InputError for a missing model, an adapter of another model, or one that changes nothing.
     """
     device = device or default_device()
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    options = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+        quantized = getattr(AutoConfig.from_pretrained(name), "quantization_config", None) or {}
+        if quantized.get("quant_method") == "mxfp4":  # gpt-oss: its four-bit experts cannot be trained through
+            options["quantization_config"] = Mxfp4Config(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(name, **options).to(device).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load the model {name!r}: {one_line(error)}") from None
     # subtle: `generate` fills every option that its caller left out from the checkpoint's own settings (a top_k of
@@ -139,32 +151,52 @@ def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) ->
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def begin_run(record: Path, args, device: torch.device, inputs: dict[str, str], unfinished: Path) -> None:
-    """Write a run's provenance or, where its `unfinished` output is there, check that this is the same run going on."""
-    if unfinished.exists() and record.exists():
+def begin_run(record: Path, args, device: torch.device, inputs: dict[str, str], unfinished: list[Path]) -> None:
+    """Write a run's provenance or, where its unfinished output is there, check that this is the same run going on."""
+    if unfinished and record.exists():
         before = json.loads(record.read_text())
         if (before["args"], before["inputs"]) != (vars(args), inputs):
-            raise InputError(
-                f"{unfinished} is of another run (options or inputs differ, see {record}); remove it to start anew"
-            )
+            names = ", ".join(map(str, unfinished))
+            raise InputError(f"{names} is of another run (options or inputs differ, see {record}); remove it to go on")
     else:
         write_run(record, args, device, inputs)
 
 
-def resume(out: Path, args, device: torch.device, inputs: dict[str, str]) -> tuple[Path, list[dict]]:
-    """Start FILE.run.json and FILE.partial, or take up a partial file of the same run. Returns it and its rows."""
+def write_rows(out: Path, args, inputs: dict[str, str], asked: list[dict], answer: Callable, title: str) -> None:
+    """Write the rows that answer(asked) yields, one for each of `asked`, by id and in that order, whole or not at all.
+
+    Finished rows wait in FILE.partial, from where a rerun of the same run goes on. Under `accelerate launch` each
+    process answers its share, with a partial file of its own. Raises InputError if the partial rows are of another run.
+    """
     if out.is_dir():
         raise InputError(f"{out} is a folder; --out must name a file")
-    partial, record = out.with_name(out.name + ".partial"), out.with_name(out.name + ".run.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():
-        whole = partial.read_bytes().rpartition(b"\n")
-        if whole[2]:  # a line cut off when the run was killed
-            partial.write_bytes(whole[0] + whole[1])
-        if not whole[0] or not record.exists():
+    state, record = processes(), out.with_name(out.name + ".run.json")
+    partials = lambda: sorted(out.parent.glob(f"{out.name}.partial*"))
+    if state.is_main_process:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for partial in partials():
+            whole, newline, _ = partial.read_bytes().rpartition(b"\n")
+            partial.write_bytes(whole + newline)  # without a line that was cut off when the run was killed
+            if not whole or not record.exists():
+                partial.unlink()
+        begin_run(record, args, state.device, inputs, partials())
+    state.wait_for_everyone()
+    finished = {row["id"] for partial in partials() for row in read_jsonl(partial)}
+    state.wait_for_everyone()
+    todo = [row for row in asked if row["id"] not in finished][state.process_index :: state.num_processes]
+    share = out.with_name(f"{out.name}.partial" + (f".{state.process_index}" if state.process_index else ""))
+    with open(share, "a", encoding="utf-8") as file:
+        bar = tqdm(total=len(todo), desc=title, disable=not state.is_main_process)
+        for row in answer(todo):
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            bar.update()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        rows = {row["id"]: row for partial in partials() if partial.stat().st_size for row in read_jsonl(partial)}
+        write_jsonl(out, [rows[row["id"]] for row in asked])
+        for partial in partials():
             partial.unlink()
-    begin_run(record, args, device, inputs, partial)
-    return partial, read_jsonl(partial) if partial.exists() else []
 
 
 def cpu_name() -> str:
