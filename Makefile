@@ -4,6 +4,7 @@ MODEL   ?= tests/tiny## hub id or folder of a chat model
 METHODS ?= soft hard## method x is trained by train_x.py; ssot is the base model under another prompt
 AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
+SPLIT   ?= curated## prompts of NoveltyBench: curated or wildchat; a name of yours with FLAGS_novelty="--prompts FILE"
 JUDGES  ?=## of NoveltyBench, other than its own: --classifier X --reward Y
 RUN     := runs/$(notdir $(MODEL))
 
@@ -38,6 +39,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 export TQDM_MININTERVAL ?= 5
 
 DATA := runs/data
+NOVELTY := $(RUN)/novelty-$(SPLIT)
 TRAINED := $(filter-out ssot,$(METHODS))
 # SSOT is a protocol for an answer, so there is none for a generated question.
 ROWS := $(filter-out %/mcq/ssot.jsonl,$(foreach axis,$(AXES),$(patsubst %,$(RUN)/$(axis)/%.jsonl,base $(METHODS))))
@@ -60,7 +62,7 @@ scores: $(ROWS)
 readme: $(ROWS) ## the same tables, written into the README
 	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report README.md
 
-novelty: $(patsubst %,$(RUN)/novelty/%/generations.jsonl,base $(TRAINED)) ## NoveltyBench, judged by a classifier and a 27B reward model
+novelty: $(patsubst %,$(NOVELTY)/%/generations.jsonl,base $(TRAINED)) ## NoveltyBench, judged by a classifier and a 27B reward model
 	$(PY) metrics.py novelty $(^D) $(JUDGES)
 
 retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(BENCHMARKS) $(TINYBENCHMARKS) ## tinyBenchmarks and PALOMA, by lm-evaluation-harness
@@ -119,11 +121,11 @@ $(RUN)/$(1)/%.jsonl: $(RUN)/%/adapter_config.json
 endef
 $(foreach name,numbers open mcq,$(eval $(call axis,$(name))))
 
-$(RUN)/novelty/base/generations.jsonl: | $(BENCHMARKS)
-	$(PY) sample.py novelty --model $(MODEL) $(FLAGS_novelty) --out $@
+$(NOVELTY)/base/generations.jsonl: | $(BENCHMARKS)
+	$(PY) sample.py novelty --model $(MODEL) $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
 
-$(RUN)/novelty/%/generations.jsonl: $(RUN)/%/adapter_config.json | $(BENCHMARKS)
-	$(PY) sample.py novelty --model $(MODEL) --adapter $(RUN)/$* $(FLAGS_novelty) --out $@
+$(NOVELTY)/%/generations.jsonl: $(RUN)/%/adapter_config.json | $(BENCHMARKS)
+	$(PY) sample.py novelty --model $(MODEL) --adapter $(RUN)/$* $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
 
 $(RUN)/merged/%: $(RUN)/%/adapter_config.json
 	rm -rf $@

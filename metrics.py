@@ -2,7 +2,7 @@
 
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report r.md
-    python metrics.py novelty runs/tiny/novelty/base runs/tiny/novelty/soft     # loads two judges; the rest no model
+    python metrics.py novelty runs/tiny/novelty-curated/soft      # loads two judges; the rest no model
     python metrics.py runs/tiny/retention/*/*.json --out retention.jsonl
 
 Axis `numbers`. Scores of a prompt (an answer is one of its n draws):
@@ -356,11 +356,13 @@ def score_novelty(row: dict) -> dict[str, float]:
 
 
 def score(axis: str, row: dict) -> dict[str, float | None]:
+    if axis == "novelty":
+        return score_novelty(row)
     answer_rate = None
     if row.get("ssot"):
         row = row | {"draws": tagged_answers(row["draws"])}
         answer_rate = 1 - row["draws"].get("", 0) / row["n"]
-    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq, "novelty": score_novelty}[axis](row)
+    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[axis](row)
     tokens = row["tokens"] / row.get("n", 1) if row.get("tokens") else None
     return scores | {"tokens": tokens, "answer_rate": answer_rate}
 
@@ -427,7 +429,9 @@ def load_judge(name: str, tokenizer: str, labels: int):
     # subtle: transformers only warns where a checkpoint has no classifier, and makes up random weights.
     if info["missing_keys"] or model.config.num_labels != labels:
         raise InputError(f"{name!r} is no trained classifier with {labels} label(s); missing {info['missing_keys']}")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    # subtle: such models read their score at the last token that is not padding.
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise InputError(f"the tokenizer of {name!r} has no padding token of its own")
     tokenizer.padding_side, model.config.pad_token_id = "right", tokenizer.pad_token_id
     return model.eval(), tokenizer
 
@@ -438,10 +442,15 @@ def load_classifier(name: str):
 
     model, tokenizer = load_judge(name, CLASSIFIER_TOKENIZER if name == CLASSIFIER else name, labels=2)
 
+    start, between = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if start is None or between is None:
+        raise InputError(f"{name!r} does not compare two texts: its tokenizer has no [CLS] and [SEP]")
+
     def encode(a: str, b: str) -> dict:
         a, b = tokenizer([a, b], add_special_tokens=False, truncation=True, max_length=128)["input_ids"]
-        ids = [tokenizer.cls_token_id, *a, tokenizer.sep_token_id, *b, tokenizer.sep_token_id]
-        return {"input_ids": ids, "token_type_ids": [0] * (len(a) + 2) + [1] * (len(b) + 1)}
+        pair = {"input_ids": [start, *a, between, *b, between]}
+        pair["token_type_ids"] = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        return {key: value for key, value in pair.items() if key in tokenizer.model_input_names}
 
     @torch.inference_mode()
     def judge(row: dict) -> dict:
@@ -472,7 +481,10 @@ def load_reward(name: str):
         talks = [[ask, {"role": "assistant", "content": row["generations"][i]}] for i in firsts]
         ids = [trie.encode_one(tokenizer, trie.render(tokenizer, talk)) for talk in talks]
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
-        points = dict(zip(firsts, map(reward_points, model(**batch).logits[:, 0].tolist()), strict=True))
+        rewards = model(**batch).logits[:, 0]
+        if not rewards.isfinite().all():
+            raise InputError(f"{name!r} gives rewards that are not finite, to the answers to {row['id']!r}")
+        points = dict(zip(firsts, map(reward_points, rewards.tolist()), strict=True))
         scores = [points.get(i, 0) for i in range(len(row["partition"]))]
         found = {"generation_scores": scores, "partition_scores": list(points.values())}
         return found | {"utility": novelty_utility(scores)}
@@ -481,35 +493,46 @@ def load_reward(name: str):
 
 
 def judge_all(folders: list[Path], source: str, target: str, name: str, load: Callable) -> None:
-    """Write `target` into each folder that lacks it: the rows of `source`, each with what the judge adds.
+    """Write `target` into each folder: the rows of `source`, each with what the judge adds.
 
-    One judge is loaded, when the first row needs it, and let go at the end. Raises InputError for a target that is
-    about other generations than the source, or that another judge made.
+    One judge is loaded, when the first folder needs it, and let go at the end: the next one is large.
     """
+    import trie
+
     judge = None
     for folder in folders:
-        out, record = folder / target, folder / f"{target}.run.json"
-        if not out.exists():
-            import trie  # and with it torch, which scores alone do not need
+        keys = ("id", "prompt", "model", "generations", *(("partition",) if source == "partitions.jsonl" else ()))
+        rows = read_rows([folder / source], keys, check_generations)
+        judge = judge or load(name)
+        options, inputs = argparse.Namespace(judge=name), trie.digests([folder / source])
+        answer = lambda todo, judge=judge: (row | judge(row) for row in todo)
+        trie.write_rows(folder / target, options, inputs, rows, answer, str(folder / target))
+    judge = answer = None
+    gc.collect()
+    trie.torch.cuda.empty_cache()
 
-            rows = read_rows([folder / source], ("id", "prompt", "generations"), check_generations)
-            judge = judge or load(name)
-            options, inputs = argparse.Namespace(judge=name), trie.digests([folder / source])
-            answer = lambda todo, judge=judge: (row | judge(row) for row in todo)
-            trie.write_rows(out, options, inputs, rows, answer, str(out))
-        elif (folder / source).exists():
-            about = [
-                [(row["id"], row["generations"]) for row in read_jsonl(folder / file, ("id", "generations"))]
-                for file in (source, target)
-            ]
-            if about[0] != about[1]:
-                raise InputError(f"{out} is not about the generations in {source}; remove it to judge these")
-            if record.exists() and (before := json.loads(record.read_text())["args"]["judge"]) != name:
-                raise InputError(f"{out} was made with {before!r}; remove it to judge by {name!r}")
-    if judge:  # the next one is large
-        judge = None
-        gc.collect()
-        trie.torch.cuda.empty_cache()
+
+def check_folder(folder: Path, judges: dict[str, str]) -> None:
+    """Raises InputError for files of a folder that are about different generations, or made by other judges than the
+    {file: judge} asked for."""
+    seen, prompts = {}, None
+    for name in ("generations.jsonl", *judges):
+        file, record = folder / name, folder / f"{name}.run.json"
+        if not file.exists():
+            continue
+        rows = read_rows([file], ("id", "prompt", "generations"), check_generations)
+        ids = {row["id"] for row in rows}
+        same = [
+            seen.setdefault((row["id"], key), row[key]) == row[key]
+            for row in rows
+            for key in ("generations", "partition")
+            if key in row
+        ]
+        if ids != (prompts := prompts or ids) or not all(same):
+            raise InputError(f"{file} is not about what the files before it have; remove it to judge these")
+        made = json.loads(record.read_text())["args"].get("judge") if name in judges and record.exists() else None
+        if made not in (None, judges.get(name)):
+            raise InputError(f"{file} was made with {made!r}; remove it to judge by {judges[name]!r}")
 
 
 def check_generations(row: dict) -> str:
@@ -532,9 +555,13 @@ def novelty() -> None:
     parser.add_argument("--reward", default=REWARD, help="says how good they are (%(default)s)")
     args = parser.parse_args(sys.argv[2:])
     folders = [Path(folder) for folder in args.folders]
+    for folder in folders:
+        check_folder(folder, {"partitions.jsonl": args.classifier, "scores.jsonl": args.reward})
     unscored = [folder for folder in folders if not (folder / "scores.jsonl").exists()]
-    judge_all(unscored, "generations.jsonl", "partitions.jsonl", args.classifier, load_classifier)
-    judge_all(folders, "partitions.jsonl", "scores.jsonl", args.reward, load_reward)
+    if whole := [folder for folder in unscored if not (folder / "partitions.jsonl").exists()]:
+        judge_all(whole, "generations.jsonl", "partitions.jsonl", args.classifier, load_classifier)
+    if unscored:
+        judge_all(unscored, "partitions.jsonl", "scores.jsonl", args.reward, load_reward)
     rows = read_rows([folder / "scores.jsonl" for folder in folders], ("id", "model"), check_row)
     for folder in folders:
         scores = [score_novelty(row) for row in read_jsonl(folder / "scores.jsonl")]
@@ -549,25 +576,28 @@ def novelty() -> None:
 def read_results(path: str) -> list[dict]:
     """Score rows of a result file of lm-evaluation-harness: one per task, metric and filter. Raises InputError."""
     rows = []
+    number = lambda x: x if type(x) in (int, float) and math.isfinite(x) else None
     try:
         found = json.loads(Path(path).read_text())
         arguments = found["config"]["model_args"]
         if isinstance(arguments, str):  # as the harness's own command records them
-            arguments = dict(pair.partition("=")[::2] for pair in arguments.split(","))
-        source = {"model": arguments["pretrained"], "method": Path(arguments.get("peft") or "base").name}
-        for task, scores in found["results"].items():
-            metrics = found["configs"].get(task, {}).get("metric_list", ())
+            arguments = {k.strip(): v.strip() for k, _, v in (pair.partition("=") for pair in arguments.split(","))}
+        adapter = arguments.get("peft") or arguments.get("lora_local_path") or "base"
+        source = {"model": arguments["pretrained"], "method": Path(adapter).name}
+        check_texts(source, "model", "method")
+        for task, counts in found["n-samples"].items():
+            scores, metrics = found["results"][task], found.get("configs", {}).get(task, {}).get("metric_list", ())
             ways = {metric["metric"]: str(metric.get("aggregation")) for metric in metrics}
             for key, value in scores.items():
                 metric, _, chosen = key.partition(",")
                 if not chosen or metric.endswith("_stderr") or metric == "byte_perplexity":  # 2 ** bits_per_byte
                     continue
-                way, error = ways.get(metric, ""), scores.get(f"{metric}_stderr,{chosen}")
+                way = ways.get(metric, "")
                 name = "gp-IRT" if "gpirt" in way else f"plain {metric}" if "tinyBenchmarks" in way else metric
                 row = source | {"axis": "retention", "split": task}
-                row |= {"metric": name if chosen == "none" else f"{name}, {chosen}", "value": value}
-                row |= {"low": None, "high": None, "n": found["n-samples"][task]["effective"]}
-                rows.append(row | {"stderr": error if isinstance(error, float) else None})
+                row |= {"metric": name if chosen == "none" else f"{name}, {chosen}", "value": number(value)}
+                row |= {"low": None, "high": None, "n": counts["effective"]}
+                rows.append(row | {"stderr": number(scores.get(f"{metric}_stderr,{chosen}"))})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: not a result file of lm-evaluation-harness ({reason})") from None
@@ -588,13 +618,13 @@ def retention_scores(paths: list[str]) -> list[dict]:
         tiny = [row for key, row in found.items() if key[:2] == source and row["split"] in TINY]
         tiny = [row for row in tiny if "flexible" not in row["metric"]]
         kinds = {row["metric"].replace(",", " ").split()[0] for row in tiny}
-        if len(tiny) == len(TINY) and len(kinds) == 1:
+        if len(tiny) == len(TINY) and len(kinds) == 1 and all(row["value"] is not None for row in tiny):
             mean = {"split": "mean of the six", "metric": kinds.pop(), "stderr": None}
             mean |= {"value": float(np.mean([row["value"] for row in tiny])), "n": sum(row["n"] for row in tiny)}
             found[*source, mean["split"], mean["metric"]] = tiny[0] | mean
     for (model, _, *score_of), row in found.items():
-        base = found.get((model, "base", *score_of))
-        row["difference"] = row["value"] - base["value"] if base else None
+        values = row["value"], found.get((model, "base", *score_of), {}).get("value")
+        row["difference"] = None if None in values else values[0] - values[1]
     return list(found.values())
 
 
@@ -681,14 +711,15 @@ def retention_table(scores: list[dict]) -> list[str]:
     differences to the base model."""
     rows = [row for row in scores if row["axis"] == "retention"]
     methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda method: method != "base")
-    lines = [["model", "task", "score", "n", *methods, *(f"{method} - base" for method in methods[1:])]]
+    others = [method for method in methods if method != "base"]
+    lines = [["model", "task", "score", "n", *methods, *(f"{method} - base" for method in others)]]
     cells = {(row["model"], row["split"], row["metric"], row["method"]): row for row in rows}
     number = lambda x, sign="": "–" if x is None else f"{x:{sign}.3f}" if abs(x) < 1000 else f"{x:{sign}.2e}"
     for key in dict.fromkeys(key[:3] for key in cells):
         line = [cells.get((*key, method)) for method in methods]
-        values = ["–" if row is None else number(row["value"]) for row in line]
+        values = [number(row and row["value"]) for row in line]
         errors = ["" if row is None or row["stderr"] is None else f" ± {row['stderr']:.3f}" for row in line]
-        differences = [number(row and row["difference"], "+") for row in line[1:]]
+        differences = [number(row and row["difference"], "+") for row in line[len(methods) - len(others) :]]
         n = max(row["n"] for row in line if row)
         lines.append([*key, str(n), *map("".join, zip(values, errors, strict=True)), *differences])
     return markdown(zip(*lines, strict=True))
@@ -717,7 +748,8 @@ def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
     cost = {}
     for row in rows:
         spent = cost.setdefault(row["method"], dict.fromkeys(axes))
-        spent[axis_of(row)] = (spent[axis_of(row)] or 0.0) + row.get("seconds", 0.0)
+        if "seconds" in row:
+            spent[axis_of(row)] = (spent[axis_of(row)] or 0.0) + row["seconds"]
     headings = [
         "method",
         "training steps",
@@ -767,20 +799,17 @@ KEYS = {  # what rows of an axis must have
 }
 
 
-OWN_KEY = {"family": "numbers", "text": "mcq", "generations": "novelty"}
-
-
 def axis_of(row: dict) -> str:
     """A row's axis; where it does not say, by what only that axis has."""
-    if "axis" in row:
-        return row["axis"]
-    return next((axis for key, axis in OWN_KEY.items() if key in row), "open")
+    if "generation_scores" in row:  # NoveltyBench's rows may have any columns besides
+        return "novelty"
+    return row.get("axis") or ("numbers" if "family" in row else "mcq" if "text" in row else "open")
 
 
 def check_row(row: dict) -> str:
     """A row's name. Raises InputError for a row that sample.py cannot have written."""
     axis = axis_of(row)
-    if axis not in KEYS:
+    if not isinstance(axis, str) or axis not in KEYS:
         raise InputError(f"unknown axis {axis!r}; known: {', '.join(KEYS)}")
     missing = [key for key in KEYS[axis] if key not in row]
     if missing:
@@ -789,7 +818,8 @@ def check_row(row: dict) -> str:
     if axis == "novelty":
         check_generations(row)
         utility = novelty_utility(row["generation_scores"])
-        if not math.isclose(row.get("utility", utility), utility, abs_tol=1e-6):
+        claimed = row.get("utility", utility)
+        if type(claimed) not in (int, float) or not math.isclose(claimed, utility, abs_tol=1e-6):
             raise InputError(f"utility is {row['utility']}, but its generation_scores make it {utility}")
         row["model"], _, method = row["model"].partition(" + ")
         row["method"] = method or "base"

@@ -5,7 +5,7 @@ what it still knows.
     python sample.py open --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out open.jsonl
     python sample.py mcq --model Qwen/Qwen3-0.6B --out mcq.jsonl
     python sample.py open --model Qwen/Qwen3-0.6B --ssot --out ssot.jsonl          # the prompting rival
-    python sample.py novelty --model Qwen/Qwen3-0.6B --split curated --out novelty/base/generations.jsonl
+    python sample.py novelty --model Qwen/Qwen3-0.6B --split curated --out novelty-curated/base/generations.jsonl
     python sample.py retention --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out retention/soft
     python sample.py merge --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out merged/soft
     python sample.py numbers --model tests/tiny --prompts data/ood.jsonl --n 100 --out small.jsonl   # seconds
@@ -124,6 +124,8 @@ Answer in three steps. First write a random string of letters and digits between
 over many strings the choices follow the requested distribution. Last, put the answer, and ONLY the answer, \
 between <answer> and </answer>."""
 
+PLAIN = "mean, since tinyBenchmarks is not installed"  # said in the result file of a task whose score is not gp-IRT
+LOGIN = "hf auth login, or HF_TOKEN"
 NOVELTY_BENCH = "yimingzhang/novelty-bench"
 TASKS = (
     "tinyArc", "tinyGSM8k", "tinyMMLU", "tinyWinogrande", "tinyHellaswag", "tinyTruthfulQA",  # group tinyBenchmarks
@@ -399,45 +401,53 @@ def retention(args) -> None:
     except ImportError:  # its tasks import it too, though all that they need it for is the last step, gp-IRT
         tinyBenchmarks = sys.modules["tinyBenchmarks"] = types.ModuleType("tinyBenchmarks")
     gp_irt = hasattr(tinyBenchmarks, "evaluate")
-    out, device = Path(args.out), trie.default_device()
+    out, device = Path(args.out).resolve(), trie.default_device()
+    files = {name: out / f"{Path(name).stem}.json" for name in args.tasks}
+    if len(set(files.values())) < len(args.tasks):
+        raise InputError("--tasks: two of them would be written to the same file")
     options = argparse.Namespace(command="retention", model=args.model, adapter=args.adapter)
     record = out.with_name(out.name + ".run.json")
     trie.begin_run(record, options, device, run_inputs(args), [out] if out.exists() else [])
 
     # Every data set is fetched before the model is, so that what is missing shows at once and not after hours.
     manager, todo, failed = TaskManager(), {}, {}
-    for name in args.tasks:
-        file = out / f"{Path(name).stem}.json"
+    for name, file in files.items():
+        if file.exists() and not (gp_irt and PLAIN in file.read_text()):
+            continue
         try:
-            if not file.exists():
-                todo[file] = list(manager.load([name])["tasks"].values())
+            todo[name] = list(manager.load([name])["tasks"].values())
         except FileNotFoundError as error:  # what the package datasets raises where a set is gated, or is not there
-            failed[name] = trie.one_line(error)
-        except (OSError, KeyError, ValueError) as error:
+            failed[name] = f"{trie.one_line(error)} If it is gated, accept its terms on the hub and log in: {LOGIN}"
+        except OSError as error:
             raise InputError(f"{name}: {trie.one_line(error)}; finished tasks are kept in {out}") from None
+        except Exception as error:  # a task is a program: it may raise anything
+            failed[name] = f"{type(error).__name__}: {trie.one_line(error)}"
     if todo:
         model = trie.load_model(args.model, args.adapter, device)
         # Longer texts are read in windows: the logits of Qwen3's whole context would take 25 GB.
         window = min(4096, model.config.get_text_config().max_position_embeddings)
         batch = "auto" if device.type == "cuda" else 8
         harness = HFLM(model, tokenizer=trie.load_tokenizer(args.model), batch_size=batch, max_length=window)
-    for file, tasks in todo.items():
+    for name, tasks in todo.items():
         for task in () if gp_irt else tasks:
             for metric in task.config.metric_list:
                 if getattr(metric["aggregation"], "__name__", "").startswith("agg_gpirt"):
                     task.aggregation()[metric["metric"]] = lm_eval.api.metrics.mean
-                    metric["aggregation"] = "mean, since tinyBenchmarks is not installed"
-        arguments = {"pretrained": args.model, "peft": args.adapter, "max_length": window}
-        results = lm_eval.simple_evaluate(
-            harness, model_args=arguments, tasks=tasks, task_manager=manager, log_samples=False
-        )
+                    metric["aggregation"] = PLAIN
+        adapter = args.adapter and str(Path(args.adapter).resolve())
+        options = {"model_args": {"pretrained": args.model, "peft": adapter, "max_length": window}}
+        try:
+            results = lm_eval.simple_evaluate(harness, tasks=tasks, task_manager=manager, log_samples=False, **options)
+        except Exception as error:  # the other tasks can still run
+            failed[name] = f"{type(error).__name__}: {trie.one_line(error)}"
+            continue
         out.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
+        temporary = out / "unfinished.tmp"
         temporary.write_text(json.dumps(results, indent=1, default=handle_non_serializable) + "\n")
-        temporary.replace(file)
+        temporary.replace(files[name])
     if failed:
-        advice = "accept the data set's terms on the hub, log in (hf auth login, or HF_TOKEN), and run this again"
-        raise InputError(f"{', '.join(failed)} did not run: {next(iter(failed.values()))} If gated: {advice}")
+        reasons = "; ".join(dict.fromkeys(failed.values()))
+        raise InputError(f"{', '.join(failed)} did not run: {reasons}; run this again to add what is missing")
 
 
 def merge(args) -> None:
@@ -499,6 +509,9 @@ def main() -> None:
         sub.add_argument("--rows", type=positive_int, help=rows)
         sub.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
+    adapter = [Path(args.adapter).resolve().name] if args.adapter else []
+    if adapter and (adapter[0] in ("base", "ssot") or adapter[0].startswith("target")):
+        raise InputError(f"an adapter called {adapter[0]!r} would be taken for another method; rename its folder")
     if args.command in ("retention", "merge"):
         return retention(args) if args.command == "retention" else merge(args)
     ssot = getattr(args, "ssot", False)
@@ -507,9 +520,6 @@ def main() -> None:
     args.max_tokens = args.max_tokens or (2048 if ssot else tokens[args.command])
     args.rows = args.rows or (1024 if walks else 256)
 
-    adapter = [Path(args.adapter).resolve().name] if args.adapter else []
-    if adapter and (adapter[0] in ("base", "ssot") or adapter[0].startswith("target")):
-        raise InputError(f"an adapter called {adapter[0]!r} would be taken for another method; rename its folder")
     method = "+".join(adapter + ["ssot"] * ssot) or "base"
     if args.command == "novelty":  # NoveltyBench's rows have no other place for the method
         source = {"model": " + ".join([args.model, *adapter])}

@@ -21,11 +21,13 @@ To try a new objective, copy this file to train_mine.py and edit hard_loss.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -90,6 +92,8 @@ def main() -> None:
     parser.add_argument("--lr", type=positive_float, default=2e-4, help="peak learning rate (default 2e-4)")
     parser.add_argument("--branches", type=positive_int, default=1, help="completions per prompt pass (default 1)")
     parser.add_argument("--accumulate", type=positive_int, default=1, help="split a step into so many passes")
+    what = "recompute activations in the backward pass: less memory, more time"
+    parser.add_argument("--gradient-checkpointing", action="store_true", help=what)
     parser.add_argument("--limit", type=positive_int, help="train on so many prompts only, evenly spaced")
     parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
@@ -100,21 +104,26 @@ def main() -> None:
     out = Path(args.out)
     if (out / "adapter_config.json").exists():
         raise InputError(f"{out} already holds a trained adapter; remove it or choose another --out")
-    tokenizer, device = trie.load_tokenizer(args.model), trie.default_device()
+    state = trie.processes()  # several under `accelerate launch`; each works on its share of every batch
+    tokenizer, device, main_process = trie.load_tokenizer(args.model), state.device, state.is_main_process
     end = trie.end_token(tokenizer)
     torch.manual_seed(args.seed)
     model = trie.load_model(args.model, device=device)
     lora = LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM",
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        exclude_modules=".*vision_tower.*" if hasattr(model.config, "vision_config") else None,
     )  # fmt: skip
     model = get_peft_model(model, lora).train()
-    trie.write_run(out / "run.json", args, device, trie.digests([args.data]))
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if main_process:
+        trie.write_run(out / "run.json", args, device, trie.digests([args.data]))
 
     # Everything is drawn before the first step, each prompt from its own random stream.
     data = [
         prepare(tokenizer, end, row, args.epochs * args.draws, prompt_rng(args.seed, row["id"]))
-        for row in tqdm(rows, "prepare", leave=False)
+        for row in tqdm(rows, "prepare", leave=False, disable=not main_process)
     ]
     # A unit of work is one pass of a prompt with `branches` of its completions behind it.
     groups = args.draws // args.branches
@@ -127,35 +136,40 @@ def main() -> None:
     ]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.01)
+    accelerator = Accelerator(mixed_precision="no")
+    model, optimizer = accelerator.prepare(model, optimizer)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
 
-    with open(out / "log.jsonl", "w") as log:
-        for step, batch in enumerate(bar := tqdm(steps, "hard"), 1):
-            start, loss, tokens = time.perf_counter(), 0.0, 0
+    with open(out / "log.jsonl" if main_process else os.devnull, "w") as log:
+        for step, batch in enumerate(bar := tqdm(steps, "hard", disable=not main_process), 1):
+            start, loss = time.perf_counter(), 0.0
             drawn = {(i, first): slice(first, first + args.branches) for i, first in batch}
             answers = sum((data[i]["completions"][k] != trie.PAD).sum() for (i, _), k in drawn.items())
-            for part in np.array_split(batch, min(args.accumulate, len(batch))):
+            tokens = sum(len(data[i]["prompt"]) for i, _ in batch) + int(answers)
+            share = batch[state.process_index :: state.num_processes]
+            for part in np.array_split(share, min(args.accumulate, len(batch) // state.num_processes)):
                 prompts = [data[i]["prompt"] for i, _ in part]
                 completions = stack([data[i]["completions"][drawn[i, first]] for i, first in part])
-                share = (completions != trie.PAD).sum() / answers
+                weight = (completions != trie.PAD).sum() / answers
                 completions = torch.from_numpy(completions).long().to(device)
-                logits = trie.branch(model, trie.prefill(model, prompts), completions)  # (B * K, L, V)
-                part_loss = hard_loss(logits, completions) * share
-                part_loss.backward()
+                if args.gradient_checkpointing:  # it recomputes layers, which would write into a cache twice
+                    logits = trie.complete(model, prompts, completions)
+                else:
+                    logits = trie.branch(model, trie.prefill(model, prompts), completions)  # (B * K, L, V)
+                part_loss = hard_loss(logits, completions) * weight
+                accelerator.backward(part_loss * state.num_processes)  # it averages over the processes
                 loss += part_loss.detach()
-                tokens += sum(map(len, prompts)) + int((completions != trie.PAD).sum())
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             floor = sum(data[i]["floor"][k].sum() for (i, _), k in drawn.items()) / answers
-            record = {"step": step, "loss": float(loss), "floor": float(floor)}
+            record = {"step": step, "loss": float(accelerator.reduce(loss)), "floor": float(floor)}
             record |= {"lr": schedule.get_last_lr()[0], "tokens": tokens, "seconds": time.perf_counter() - start}
             schedule.step()
             log.write(json.dumps(record) + "\n")
             log.flush()
             bar.set_postfix(loss=f"{record['loss']:.3f}", perfect=f"{record['floor']:.3f}")
-    trie.save_adapter(model, out)
-    print(f"{out}: adapter, log.jsonl and run.json written")
+    trie.save_adapter(accelerator, model, out)
 
 
 if __name__ == "__main__":

@@ -117,13 +117,16 @@ def load_adapter(model, name: str, adapter: str):
     return model
 
 
-def save_adapter(model, out: Path) -> None:
+def save_adapter(accelerator, model, out: Path) -> None:
     """Write the adapter's weights, then its config: a folder with an adapter_config.json is a finished adapter."""
-    temporary = out / "unfinished"
-    model.save_pretrained(temporary)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        os.replace(temporary / name, out / name)
-    shutil.rmtree(temporary)
+    weights = accelerator.get_state_dict(model)  # on all processes, which may each hold a part
+    if accelerator.is_main_process:
+        temporary = out / "unfinished"
+        accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=weights)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            os.replace(temporary / name, out / name)
+        shutil.rmtree(temporary)
+        print(f"{out}: adapter, log.jsonl and run.json written")
 
 
 def digests(paths: list[str | Path]) -> dict[str, str]:
@@ -148,7 +151,9 @@ def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) ->
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def begin_run(record: Path, args, device: torch.device, inputs: dict[str, str], unfinished: list[Path]) -> None:
@@ -181,7 +186,7 @@ def write_rows(out: Path, args, inputs: dict[str, str], asked: list[dict], answe
                 partial.unlink()
         begin_run(record, args, state.device, inputs, partials())
     state.wait_for_everyone()
-    finished = {row["id"] for partial in partials() for row in read_jsonl(partial)}
+    finished = {row["id"] for partial in partials() for row in read_jsonl(partial, ("id",))}
     state.wait_for_everyone()
     todo = [row for row in asked if row["id"] not in finished][state.process_index :: state.num_processes]
     share = out.with_name(f"{out.name}.partial" + (f".{state.process_index}" if state.process_index else ""))
@@ -357,11 +362,16 @@ class Prefix:
         return Prefix(cache, self.mask[rows], self.logits[rows])
 
 
+def pad_left(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of B prompts, both (B, P)."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    return ids, torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+
 def prefill(model, prompts: list[list[int]]) -> Prefix:
     """Run B prompts, left-padded to one length so that their completions align."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids, mask = pad_left(prompts, default_device())
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     return Prefix(out.past_key_values, mask, out.logits[:, -1])
@@ -395,3 +405,17 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
         return forked.logits[:, None]
     _, logits = extend(model, forked, completions[:, :-1].clamp(min=0))  # what follows a PAD is never used
     return torch.cat([forked.logits[:, None], logits], 1)
+
+
+def complete(model, prompts: list[list[int]], completions: torch.Tensor) -> torch.Tensor:
+    """The same logits as `branch` from whole rows, prompt and completion, without a cache: more work, and what
+    gradient checkpointing needs."""
+    rows = [prompt for prompt in prompts for _ in range(len(completions) // len(prompts))]
+    ids, mask = pad_left(rows, completions.device)
+    ids = torch.cat([ids, completions[:, :-1].clamp(min=0)], 1)
+    mask = torch.cat([mask, torch.ones_like(completions[:, :-1])], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    keep = completions.shape[1]
+    return model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
+    ).logits

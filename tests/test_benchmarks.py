@@ -5,6 +5,7 @@ real data sets, which are on the hub.
 """
 
 import functools
+import gc
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ENV, ROOT, TINY, call, complaint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -247,29 +248,71 @@ def test_judging_goes_on_where_it_was_killed_or_where_the_other_tool_stopped(jud
 
 def test_what_does_not_fit_together_is_one_line(judged, judges, tmp_path):
     folder = tmp_path / "base"
-    shutil.copytree(judged / "base", folder)
-    other = judges | {"--reward": "another"}
-    line = complaint(metrics, "novelty", folder, *flat(other))
-    assert "scores.jsonl was made with" in line and "remove it to judge by 'another'" in line
-    (folder / "scores.jsonl").unlink()
-    assert "cannot load the judge 'another'" in complaint(metrics, "novelty", folder, *flat(other))
-    line = complaint(metrics, "novelty", folder, *flat(judges | {"--reward": TINY}))
-    assert "is no trained classifier with 1 label(s)" in line and "score.weight" in line
+    again = lambda: shutil.copytree(judged / "base", folder, dirs_exist_ok=True)
+    again()
+    judge = lambda **other: complaint(
+        metrics, "novelty", folder, *flat(judges | {f"--{k}": v for k, v in other.items()})
+    )
+    for option, file in (("classifier", "partitions"), ("reward", "scores")):
+        line = judge(**{option: "another"})
+        assert f"{file}.jsonl was made with" in line and "remove it to judge by 'another'" in line
     rows = read_jsonl(folder / "generations.jsonl")
     write_jsonl(folder / "generations.jsonl", [row | {"generations": ["x"] * 10} for row in rows])
-    assert "not about the generations in generations.jsonl" in complaint(metrics, "novelty", folder, *flat(judges))
+    assert "partitions.jsonl is not about what the files before it have" in judge()
     (folder / "partitions.jsonl").unlink()
+    assert "scores.jsonl is not about what the files before it have" in judge()
+    again()
+    write_jsonl(
+        folder / "partitions.jsonl", [r | {"partition": [0] * 10} for r in read_jsonl(folder / "partitions.jsonl")]
+    )
+    assert "scores.jsonl is not about what the files before it have" in judge()
+    again()
+    write_jsonl(folder / "partitions.jsonl", read_jsonl(folder / "partitions.jsonl")[:1])
+    assert "partitions.jsonl is not about what the files before it have" in judge()
+    again()
+    write_jsonl(folder / "scores.jsonl", [row | {"utility": None} for row in read_jsonl(folder / "scores.jsonl")])
+    assert "scores.jsonl:1: utility is None" in judge()
+    (folder / "scores.jsonl").unlink()
+    assert "cannot load the judge 'another'" in judge(reward="another")
+    line = judge(reward=TINY)
+    assert "is no trained classifier with 1 label(s)" in line and "score.weight" in line
+    (folder / "partitions.jsonl").unlink()
+    line = judge(classifier=judges["--reward"])
+    assert "is no trained classifier with 2 label(s)" in line
     write_jsonl(folder / "generations.jsonl", [rows[0], rows[1] | {"generations": [None] * 10}])
-    line = complaint(metrics, "novelty", folder, *flat(judges))
-    assert "generations.jsonl:2: generations must be a list of texts" in line
+    assert "generations.jsonl:2: generations must be a list of texts" in judge()
     assert "generations.jsonl" in complaint(metrics, "novelty", tmp_path / "nothing")
     line = complaint(sample, "novelty", "--model", TINY, "--out", folder / "g.jsonl")
     assert "cannot load the data set yimingzhang/novelty-bench" in line and "--prompts FILE.jsonl" in line
 
 
+def test_a_judge_that_fails_gives_no_points(judged, judges, tmp_path):
+    folder = shutil.copytree(judged / "base", tmp_path / "base", ignore=shutil.ignore_patterns("scores*"))
+    broken = shutil.copytree(judges["--reward"], tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    save_file(
+        {key: value * torch.nan for key, value in weights.items()}, broken / "model.safetensors", {"format": "pt"}
+    )
+    flags = ("novelty", folder, "--classifier", judges["--classifier"], "--reward", broken)
+    assert "gives rewards that are not finite" in complaint(metrics, *flags)
+    config = json.loads((broken / "tokenizer_config.json").read_text())
+    (broken / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": config["eos_token"]}))
+    assert "has no padding token of its own" in complaint(metrics, *flags)
+
+
+def test_one_judge_at_a_time(generated, judges, tmp_path, monkeypatch):
+    folder, load = shutil.copytree(generated / "soft", tmp_path / "soft"), metrics.load_reward
+    for name in ("partitions.jsonl", "scores.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    alive = lambda: any(isinstance(thing, DebertaV2ForSequenceClassification) for thing in gc.get_objects())
+    monkeypatch.setattr(metrics, "load_reward", lambda name: alive() and pytest.fail("two judges") or load(name))
+    call(metrics, "novelty", folder, *flat(judges))
+    assert (folder / "scores.jsonl").exists()
+
+
 # -------------------------------------------------------------------------------------------------- retention
 
-TEXTS = ["Name a random planet.", "The heart pumps blood through the body.", "Output ONLY the number. 3.50000"]
+TEXTS = ["Name a random planet.", "The heart pumps blood through the body.", "Output ONLY the number. 3.50000 " * 9]
 CHOICES = [{"question": "Which is a planet?", "choices": ["Mars", "iron"], "answer": 0, "text": text} for text in TEXTS]
 LOCAL = """
 dataset_path: json
@@ -293,10 +336,14 @@ def tasks(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("tasks")
     write_jsonl(folder / "data.jsonl", CHOICES)
     harness = f"{lm_eval.__path__[0]}/tasks"
-    local = LOCAL.replace("FILE", str(folder / "data.jsonl"))
+    write_jsonl(
+        folder / "wild.jsonl", [{"text": "ğž" * 700}]
+    )  # one word, of so many nats that its perplexity overflows
+    local, wild = (LOCAL.replace("FILE", str(folder / f"{name}.jsonl")) for name in ("data", "wild"))
     files = {
         "quiz": f"include: {harness}/tinyBenchmarks/tinyArc.yaml\ntask: quiz{local}{QUIZ}",
         "texts": f"include: {harness}/paloma/_paloma_template\ntask: texts{local}",
+        "wild": f"include: {harness}/paloma/_paloma_template\ntask: wild{wild}",
         "gone": "task: gone\ndataset_path: no/such\noutput_type: multiple_choice\ntest_split: test\n" + QUIZ,
     }
     for name, text in files.items():
@@ -383,14 +430,35 @@ def test_finished_tasks_are_kept_and_the_others_reported(retained, tasks, adapte
         return load(path, *args, **kwargs)
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    line = complaint(sample, *flags, "--tasks", tasks["gone"], tasks["quiz"], tasks["texts"])
-    assert "gone.yaml did not run: " + gated in line and "HF_TOKEN" in line
+    monkeypatch.setitem(sys.modules, "tinyBenchmarks", TINY_BENCHMARKS)
+    line = complaint(sample, *flags, "--tasks", tasks["gone"], tasks["quiz"], "no_such_task")
+    assert f"gone.yaml, no_such_task did not run: {gated}" in line and "HF_TOKEN" in line and "KeyError" in line
     assert {file: file.stat().st_mtime_ns for file in (retained / "base").iterdir()} == before
+    new = tmp_path / "new"
+    line = complaint(sample, *flags[:-1], new, "--tasks", tasks["gone"], tasks["wild"], tasks["texts"])
+    assert "gone.yaml, " in line and "wild.yaml did not run" in line and "OverflowError" in line
+    assert [file.name for file in new.iterdir()] == ["texts.json"]  # what could run did
     monkeypatch.undo()
     line = complaint(sample, *flags, "--tasks", tasks["gone"])  # no network
     assert "gone.yaml: Couldn't reach 'no/such' on the Hub" in line and "finished tasks are kept" in line
     line = complaint(sample, *flags, "--adapter", adapters["hard"], "--tasks", tasks["quiz"])
     assert "is of another run" in line
+    line = complaint(sample, *flags, "--tasks", tasks["quiz"], "elsewhere/quiz.yaml")
+    assert "would be written to the same file" in line
+
+
+def test_plain_scores_give_way_to_gp_irt(retained, tasks, tmp_path, monkeypatch):
+    """The package is a stand-in here, the path through the harness is real."""
+    folder = shutil.copytree(retained / "base", tmp_path / "base")
+    shutil.copy(retained / "base.run.json", tmp_path)
+    flags = ("retention", "--model", TINY, "--out", folder, "--tasks", tasks["quiz"], tasks["texts"])
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setitem(sys.modules, "tinyBenchmarks", TINY_BENCHMARKS)
+    monkeypatch.setattr(TINY_BENCHMARKS, "evaluate", lambda items, name: {name: {"gpirt": 0.375}}, raising=False)
+    call(sample, *flags)
+    assert (folder / "texts.json").read_bytes() == before["texts.json"]
+    (row,) = metrics.read_results(folder / "quiz.json")
+    assert (row["metric"], row["value"], row["stderr"]) == ("gp-IRT", 0.375, None)
 
 
 def test_our_tasks_are_the_group_and_the_papers_slices():
@@ -445,6 +513,13 @@ def test_gp_irt_mean_and_differences(tmp_path, capsys):
     assert [cell.strip() for cell in lines[2].split("|")[5:-1]] == ["base", "soft", "soft - base"]
     assert "0.375 ± 0.030 | 0.125 ± 0.030 | -0.250" in next(line for line in lines if "flexible" in line)
     assert "is in another file too" in complaint(metrics, soft, soft, "--out", tmp_path / "out")
+    odd = json.loads(base.read_text())
+    odd["results"]["group"] = {"acc,none": 0.5}  # a group has no n-samples
+    odd["results"]["tinyArc"] |= {"acc,none": math.nan, "acc_stderr,none": math.inf}
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
+    call(metrics, tmp_path / "odd.json", "--out", tmp_path / "out")
+    found = {(row["split"], row["metric"]): row for row in read_jsonl(tmp_path / "out")}
+    assert found["tinyArc", "gp-IRT"]["value"] is None and len(found) == 7  # and so there is no mean
     (tmp_path / "x.json").write_text("{}")
     assert "x.json: not a result file of lm-evaluation-harness" in complaint(metrics, tmp_path / "x.json", "--out", "o")
 
@@ -508,7 +583,10 @@ def test_make_reaches_every_benchmark():
     arguments = ["make", "-n", "-B", f"PYTHON={sys.executable}", "MODEL=x/y", "METHODS=ssot soft"]
     said = lambda *more: subprocess.run([*arguments, *more], cwd=ROOT, env=ENV, capture_output=True, text=True).stdout
     page = said("novelty", "JUDGES=--reward r")
-    assert "--out runs/y/novelty/base/generations.jsonl" in page and "--adapter runs/y/soft " in page
-    assert "metrics.py novelty runs/y/novelty/base runs/y/novelty/soft --reward r" in page and "ssot" not in page
+    assert "--out runs/y/novelty-curated/base/generations.jsonl" in page and "--adapter runs/y/soft " in page
+    assert (
+        "metrics.py novelty runs/y/novelty-curated/base runs/y/novelty-curated/soft --reward r" in page
+        and "ssot" not in page
+    )
     assert "sample.py merge --model x/y --adapter runs/y/soft --out runs/y/merged/soft" in said("merge")
     assert "sample.py retention --model x/y" in said("retention") and "for method in base soft;" in said("retention")
