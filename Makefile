@@ -1,7 +1,7 @@
 # The pipeline as file targets: interrupt anything, rerun, and only what is missing runs.
 
 MODEL   ?= tests/tiny## hub id or folder of a chat model
-METHODS ?= soft hard## method x is trained by train_x.py; ssot is the base model under another prompt
+METHODS ?= soft hard## method x or x-y is train_x.py, with FLAGS_x-y; ssot is the base model under another prompt
 AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
 SPLIT   ?= curated## prompts of NoveltyBench: curated or wildchat; a name of yours with FLAGS_novelty="--prompts FILE"
@@ -34,6 +34,8 @@ ifeq ($(MODEL),tests/tiny)
 else
   JOBS ?= 1
 endif
+# Soft's budget: as many steps of as many prompts, each with all its draws behind it.
+FLAGS_hard-matched ?= $(FLAGS) --branches 16 --epochs 3
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONWARNINGS ?= ignore::FutureWarning
 export TQDM_MININTERVAL ?= 5
@@ -44,7 +46,10 @@ TRAINED := $(filter-out ssot,$(METHODS))
 # SSOT is a protocol for an answer, so there is none for a generated question.
 ROWS := $(filter-out %/mcq/ssot.jsonl,$(foreach axis,$(AXES),$(patsubst %,$(RUN)/$(axis)/%.jsonl,base $(METHODS))))
 
-.PHONY: help reproduce scores readme novelty retention merge test bench venv clean
+MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
+  $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
+
+.PHONY: help reproduce scores sweep readme novelty retention merge test bench venv clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -58,6 +63,14 @@ reproduce: ## data, training, scores, table: the embedded model, or MODEL=Qwen/Q
 
 scores: $(ROWS)
 	@$(PY) metrics.py $^ --out $(RUN)/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report $(RUN)/report.md
+
+sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d"; one that fails is skipped, and named at the end
+	@skipped=; for model in $(MODELS); do \
+	  $(MAKE) --no-print-directory reproduce MODEL=$$model || skipped="$$skipped $$model"; \
+	done; \
+	rows=$$(for model in $(MODELS); do ls runs/$${model##*/}/*/*.jsonl; done 2>/dev/null); \
+	[ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
+	if [ "$$skipped" ]; then echo "sweep: skipped$$skipped (each said why, above)"; exit 1; fi
 
 readme: $(ROWS) ## the same tables, written into the README
 	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report README.md
@@ -103,9 +116,10 @@ clean: ## remove every output (runs/); the environment stays
 $(DATA)/train.jsonl: distributions.py | $(VENV)
 	$(PY) distributions.py --out $(DATA)
 
-$(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl | $(VENV)
+.SECONDEXPANSION:
+$(RUN)/%/adapter_config.json: train_$$(firstword $$(subst -, ,$$*)).py $(DATA)/train.jsonl | $(VENV)
 	rm -rf $(RUN)/$* $(RUN)/*/$* $(RUN)/*/$*.jsonl* $(RUN)/*/$*.run.json
-	$(PY) train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
+	$(PY) $< --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
 
 # Rows of one axis: of the base model, of the base model under the SSOT protocol, of an adapter.
 FLAGS_numbers = --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)

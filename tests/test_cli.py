@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import BRIEF, ENV, ROOT, TINY, call, command, complaint, script, train
@@ -164,13 +165,27 @@ def test_make_asks_for_each_method_on_each_axis():
         assert "train_ssot.py" not in out and "train_soft.py" in out and out.count("--ssot") >= 1
 
 
-def test_a_method_is_a_file(tmp_path):
+def test_a_method_with_options_of_its_own_is_the_same_file():
+    arguments = ["make", "-n", "-B", f"PYTHON={sys.executable}", "reproduce", "METHODS=hard-matched", "MODEL=x/y"]
+    out = subprocess.run(arguments, cwd=ROOT, env=ENV, capture_output=True, text=True).stdout
+    assert "train_hard.py --model x/y --data runs/data/train.jsonl --out runs/y/hard-matched " in out
+    assert "--branches 16 --epochs 3" in out and "--adapter runs/y/hard-matched " in out
+
+
+@pytest.fixture
+def kit(tmp_path) -> Path:
+    """A copy of the kit, to make things in."""
+    folder = tmp_path / "kit"
+    (folder / "tests").mkdir(parents=True)
+    for name in ("Makefile", "distributions.py", "trie.py", "train_soft.py", "sample.py", "metrics.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(TINY, folder / "tests" / "tiny")
+    return folder
+
+
+def test_a_method_is_a_file(kit):
     """make trains method x with train_x.py and puts it in every table: no other edit."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("distributions.py", "trie.py", "train_soft.py", "sample.py", "metrics.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "tests").mkdir()
-    shutil.copytree(TINY, tmp_path / "tests" / "tiny")
+    tmp_path = kit
     source = (tmp_path / "train_soft.py").read_text()
     line = "    return ((kl * real).sum(1) / real.sum(1)).mean()\n"
     assert source.count(line) == 1
@@ -193,6 +208,12 @@ def test_a_method_is_a_file(tmp_path):
         result.returncode == 0 and (tmp_path / "runs/tiny/mine/adapter_model.safetensors").stat().st_mtime_ns == before
     )
     assert "| mine " in (tmp_path / "runs/tiny/report.md").read_text()
+    sweep = [*arguments, "sweep", "MODELS=no/such tests/tiny"]
+    result = subprocess.run(sweep, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert result.returncode != 0 and "sweep: skipped no/such" in result.stdout
+    assert (
+        "cannot load a tokenizer from 'no/such'" in result.stderr and "| tests/tiny | unseen | mine " in result.stdout
+    )
 
 
 # ------------------------------------------------------------------------------------------ kills and reruns
@@ -202,17 +223,16 @@ def without_time(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["numbers", "ssot", "mcq"])
+@pytest.mark.parametrize("kind", ["ssot", "mcq"])
 def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
-    """No row is lost or repeated. For long generations also: whatever the batch size."""
+    """No row is lost or repeated, and whatever the batch size."""
     flags = {
-        "numbers": ["numbers", "--prompts", *prompts, "--n", 100],
         "ssot": ["numbers", "--prompts", *prompts, "--n", 6, "--ssot", "--max-tokens", 60],
         "mcq": ["mcq", "--n", 24, "--max-tokens", 60],
     }[kind]
     whole = without_time(sample(tmp_path / "whole.jsonl", *flags))
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
-    flags += [] if kind == "numbers" else ["--rows", 4]
+    flags += ["--rows", 4]
     process = subprocess.Popen(
         command("sample.py", *flags, "--model", TINY, "--out", out), env=ENV, stderr=subprocess.DEVNULL
     )
@@ -228,20 +248,34 @@ def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
     assert without_time(sample(out, *flags)) == whole
 
 
-def test_training_killed_midway_ends_the_same(adapters, data, tmp_path):
-    """Also: one seed, one adapter, bit for bit."""
-    out = tmp_path / "soft"
-    arguments = command("train_soft.py", "--model", TINY, "--data", data / "train.jsonl", "--out", out, *BRIEF)
-    process = subprocess.Popen(arguments, env=ENV, stderr=subprocess.DEVNULL)
-    log = out / "log.jsonl"
-    while process.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (out / "run.json").exists() and not (out / "adapter_config.json").exists()
-    train("soft", out, data, *BRIEF)
-    ours, whole = (load_file(folder / "adapter_model.safetensors") for folder in (out, adapters["soft"]))
+def test_a_chain_killed_at_random_moments_ends_the_same(kit, monkeypatch):
+    """Ten kills of everything that make has started, from data to table; then it is left alone."""
+    brief = "--limit 48 --epochs 1 --batch 16 --lr 1e-3"
+    arguments = ["make", "reproduce", f"PYTHON={sys.executable}", "METHODS=soft", "AXES=numbers", "N=100"]
+    arguments += [f"FLAGS={brief}", "FLAGS_soft=$(FLAGS)"]
+    for moment in np.random.default_rng(0).uniform(1, 10, 10):
+        process = subprocess.Popen(
+            arguments, cwd=kit, env=ENV, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    result = subprocess.run(arguments, cwd=kit, env=ENV, capture_output=True, text=True)
+    assert result.returncode == 0 and "| soft " in result.stdout, result.stderr
+    monkeypatch.chdir(kit)
+    call(distributions, "--out", "data")
+    assert all(
+        (kit / "data" / name).read_bytes() == (kit / "runs/data" / name).read_bytes() for name in os.listdir("data")
+    )
+    call(train_soft, "--model", "tests/tiny", "--data", "data/train.jsonl", "--out", "soft", *brief.split())
+    ours, whole = (load_file(kit / folder / "adapter_model.safetensors") for folder in ("runs/tiny/soft", "soft"))
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
+    flags = ("numbers", "--model", "tests/tiny", "--prompts", "data/unseen.jsonl", "data/ood.jsonl", "--n", 100)
+    for method, adapter in (("base", ()), ("soft", ("--adapter", "soft"))):
+        call(sample_script, *flags, *adapter, "--out", "rows.jsonl")
+        made = read_jsonl(kit / "runs" / "tiny" / "numbers" / f"{method}.jsonl")
+        assert without_time(made) == without_time(read_jsonl(kit / "rows.jsonl"))
+    assert not [file for file in kit.glob("runs/**/*") if file.suffix in (".tmp", ".partial")]
 
 
 # ------------------------------------------------------------------------------------------------- bad input
