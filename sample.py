@@ -419,7 +419,8 @@ def retention(args) -> None:
         except FileNotFoundError as error:  # what the package datasets raises where a set is gated, or is not there
             failed[name] = f"{trie.one_line(error)} If it is gated, accept its terms on the hub and log in: {LOGIN}"
         except OSError as error:
-            raise InputError(f"{name}: {trie.one_line(error)}; finished tasks are kept in {out}") from None
+            advice = f"check the network and run this again; finished tasks are kept in {out}"
+            raise InputError(f"{name}: {trie.one_line(error)}; {advice}") from None
         except Exception as error:  # a task is a program: it may raise anything
             failed[name] = f"{type(error).__name__}: {trie.one_line(error)}"
     if todo:

@@ -2,9 +2,16 @@
 
     make bench                                                                # the embedded model and its soft adapter
     python tests/bench.py --model tests/tiny --adapter runs/tiny/soft --out bench.jsonl
+    python tests/bench.py --shape qwen3-0.6b --out shape.jsonl                # a GPU, random weights, no download
 
 One JSONL row per comparison: seconds of the kit, seconds of the plain way (median of the rounds, taken in turn),
 their ratio, and the ratio or the seconds that the kit promises.
+
+--shape: one row per stage of a model of that size: seconds, tokens/s, peak memory, and the ratio to the FLOP floor, the
+time that its FLOPs alone would take at the rate of one large matrix product, measured in the same run. The FLOPs are
+2 per weight and real token (padding is not counted), with the logits that a stage needs; attention and LoRA, a few per
+cent here, are left out. Training through frozen weights takes two such passes. Prompts are 45 tokens long, as
+Qwen3's are, and numbers one token per character.
 """
 
 import argparse
@@ -16,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import sample
@@ -145,13 +154,121 @@ def scoring(model, tokenizer, end: int, row: dict, rounds: int) -> dict:
     return result | {"difference": abs(values["branched"] - values["full rows"])}
 
 
+PROMPT, END = 45, 10
+SHAPES = {  # vocabulary, width, layers, heads, key-value heads, head size, feed-forward width, tied embeddings
+    "qwen3-0.6b": (Qwen3Config, 151936, 1024, 28, 16, 8, 128, 3072, True),
+    "qwen3-1.7b": (Qwen3Config, 151936, 2048, 28, 16, 8, 128, 6144, True),
+    "qwen3-4b": (Qwen3Config, 151936, 2560, 36, 32, 8, 128, 9728, True),
+    "qwen3-8b": (Qwen3Config, 151936, 4096, 36, 32, 8, 128, 12288, False),
+    "qwen3-14b": (Qwen3Config, 151936, 5120, 40, 40, 8, 128, 17408, False),
+    "llama-3.2-1b": (LlamaConfig, 128256, 2048, 16, 32, 8, 64, 8192, True),
+    "llama-3.2-3b": (LlamaConfig, 128256, 3072, 28, 24, 8, 128, 8192, True),
+    "gemma-3-1b": (Gemma3TextConfig, 262144, 1152, 26, 4, 1, 256, 6912, True),
+}
+
+
+def shape_config(name: str):
+    config, vocabulary, width, layers, heads, groups, head, forward, tied = SHAPES[name]
+    return config(
+        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=groups, head_dim=head, intermediate_size=forward, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
+def tree_of(row: dict) -> trie.Trie:
+    texts, probs = canonical_outputs(row["family"], row["params"])
+    tokens = np.full((len(texts), max(map(len, texts)) + 1), trie.PAD, np.int32)
+    for line, text in zip(tokens, texts, strict=True):
+        line[: len(text) + 1] = [*map(ord, text), END]
+    return trie.Trie(tokens, probs)
+
+
+def timed(function, rounds: int) -> tuple[float, float]:
+    """Median seconds of a call, after one uncounted, and the peak memory in GiB (of the GPU; on a CPU the process's)."""
+    gpu, times = torch.cuda.is_available(), []
+    for _ in range(rounds + 1):
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        function()
+        if gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    return float(np.median(times[1:])), peak / 2**30
+
+
+def stages(config, rounds: int) -> list[dict]:
+    """Every stage of a random model, against its FLOP floor."""
+    device = trie.default_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    size = 8192 if device.type == "cuda" else 1024
+    square = torch.randn(size, size, device=device, dtype=dtype)
+    rate = 2 * size**3 / timed(lambda: square @ square, 20)[0]
+
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    embedding = config.vocab_size * config.hidden_size
+    body = sum(p.numel() for p in model.parameters()) - embedding * (1 if config.tie_word_embeddings else 2)
+    # A random model would draw any token: this one draws digits, about eight, as a calibrated one does.
+    bias = torch.zeros(config.vocab_size, dtype=dtype, device=device)
+    bias[[*range(48, 58), END]] = 40
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + bias)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)).train()
+    rng, out = np.random.default_rng(0), []
+
+    def stage(name: str, function, read: int, logits: int, passes: int) -> None:
+        """read: tokens that go through the body; logits: positions whose logits are needed."""
+        seconds, gib = timed(function, rounds)
+        floor = passes * 2 * (body * read + embedding * logits) / rate
+        out.append({"name": name, "seconds": seconds, "tokens_per_second": read / seconds, "gib": gib,
+                    "floor_seconds": floor, "ratio_to_floor": seconds / floor})  # fmt: skip
+
+    prompts = rng.integers(100, 1000, (32, PROMPT)).tolist()
+    trees = [tree_of(row) for row in make_rows("train")[::63][:32]]
+
+    def train(loss) -> None:
+        model.zero_grad()
+        loss().backward()
+
+    for name, branches in (("soft", 1), ("hard", 1), ("hard, 16 branches", 16)):
+        leaves = [(tree, leaf) for tree in trees for leaf in tree.quantile_leaves(rng.random(branches))]
+        paths = [tree.path(leaf) for tree, leaf in leaves]
+        arrays = trie.pad_targets(paths, [tree.path_targets(leaf) for tree, leaf in leaves])
+        completions, children, q = (torch.from_numpy(x).to(device) for x in arrays)
+        answer = lambda completions=completions: trie.branch(model, trie.prefill(model, prompts), completions)
+        soft = lambda c=completions, t=children, q=q, answer=answer: train_soft.soft_loss(answer(), t, q, c != trie.PAD)
+        hard = lambda c=completions, answer=answer: train_hard.hard_loss(answer(), c)
+        objective = soft if name == "soft" else hard
+        tokens = sum(map(len, paths))
+        read, logits = 32 * PROMPT + tokens - len(paths), tokens
+        stage(name, lambda objective=objective: train(objective), read, logits, passes=2)
+
+    model.eval()
+    with torch.inference_mode():
+        prompt = trie.prefill(model, prompts[:1])
+        drawn = lambda: sample.draw(model, prompt, END, 1000, 32, np.random.default_rng(0), 1024)
+        prefixes = {path[:i] for path in drawn() for i in range(1, len(path))}
+        stage("1000 draws", drawn, len(prefixes), len(prefixes), passes=1)
+        tree = tree_of(next(row for row in make_rows("unseen") if row["id"] == CONTINUOUS))
+        tokens = sum(tree.lengths[tree.quantile_leaves((np.arange(128) + 0.5) / 128)])
+        scored = lambda: sample.logit_kl(model, prompt, tree, 128, 1024)
+        stage("logit KL of 128 paths", scored, int(tokens) - 128, int(tokens), passes=1)
+    hook.remove()
+    return [row | {"tera_flops_of_a_matrix_product": rate / 1e12} for row in out]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tests/tiny")
     parser.add_argument("--adapter", help="a calibrated adapter: its draws differ, a collapsed model's hardly do")
+    parser.add_argument("--shape", choices=SHAPES, help="measure every stage of a random model of this size instead")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
+    if args.shape:
+        return report(stages(shape_config(args.shape), args.rounds), args.shape, args.out)
     tokenizer = trie.load_tokenizer(args.model)
     end = trie.end_token(tokenizer)
     rows = preparation(tokenizer, end)
@@ -166,10 +283,15 @@ def main() -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
     rows.append(training(model, tokenizer, end, args.rounds))
-    shared = {"device": str(model.device), "threads": torch.get_num_threads(), "model": args.model}
+    report(rows, args.model, args.out)
+
+
+def report(rows: list[dict], model: str, out: str) -> None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    shared = {"device": device, "threads": torch.get_num_threads(), "model": model}
     for row in rows:
         print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    write_jsonl(args.out, [row | shared for row in rows])
+    write_jsonl(out, [row | shared for row in rows])
 
 
 if __name__ == "__main__":
