@@ -17,6 +17,8 @@ else
   TINYBENCHMARKS := .venv/tinyBenchmarks
 endif
 
+LAUNCH  ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
+
 ifeq ($(MODEL),tests/tiny)
   # The embedded model is small: two stages side by side on one thread each beat one stage on two, its best
   # learning rate is far above that of a large model, and many branches cost it little more than one.
@@ -119,27 +121,27 @@ $(DATA)/train.jsonl: distributions.py | $(VENV)
 .SECONDEXPANSION:
 $(RUN)/%/adapter_config.json: train_$$(firstword $$(subst -, ,$$*)).py $(DATA)/train.jsonl | $(VENV)
 	rm -rf $(RUN)/$* $(RUN)/*/$* $(RUN)/*/$*.jsonl* $(RUN)/*/$*.run.json
-	$(PY) $< --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
+	$(LAUNCH) $< --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
 
 # Rows of one axis: of the base model, of the base model under the SSOT protocol, of an adapter.
 FLAGS_numbers = --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)
 define axis
 $(RUN)/$(1)/base.jsonl: $(DATA)/train.jsonl | $$(VENV)
-	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --out $$@
+	$(LAUNCH) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --out $$@
 
 $(RUN)/$(1)/ssot.jsonl: $(DATA)/train.jsonl | $$(VENV)
-	$(PY) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) $$(FLAGS_$(1)_ssot) --out $$@
+	$(LAUNCH) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) $$(FLAGS_$(1)_ssot) --out $$@
 
 $(RUN)/$(1)/%.jsonl: $(RUN)/%/adapter_config.json
-	$(PY) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(FLAGS_$(1)) --out $$@
+	$(LAUNCH) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(FLAGS_$(1)) --out $$@
 endef
 $(foreach name,numbers open mcq,$(eval $(call axis,$(name))))
 
 $(NOVELTY)/base/generations.jsonl: | $(BENCHMARKS)
-	$(PY) sample.py novelty --model $(MODEL) $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
+	$(LAUNCH) sample.py novelty --model $(MODEL) $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
 
 $(NOVELTY)/%/generations.jsonl: $(RUN)/%/adapter_config.json | $(BENCHMARKS)
-	$(PY) sample.py novelty --model $(MODEL) --adapter $(RUN)/$* $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
+	$(LAUNCH) sample.py novelty --model $(MODEL) --adapter $(RUN)/$* $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
 
 $(RUN)/merged/%: $(RUN)/%/adapter_config.json
 	rm -rf $@

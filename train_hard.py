@@ -134,6 +134,8 @@ def main() -> None:
         for epoch in range(args.epochs)
         for batch in mixed_batches([rows[i]["family"] for i, _ in units], args.batch, order)
     ]
+    if min(map(len, steps)) < state.num_processes:
+        raise InputError(f"--batch {args.batch} is too small for {state.num_processes} processes")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.01)
     accelerator = Accelerator(mixed_precision="no")
@@ -159,7 +161,7 @@ def main() -> None:
                 part_loss = hard_loss(logits, completions) * weight
                 accelerator.backward(part_loss * state.num_processes)  # it averages over the processes
                 loss += part_loss.detach()
-            accelerator.clip_grad_norm_(parameters, 1.0)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             floor = sum(data[i]["floor"][k].sum() for (i, _), k in drawn.items()) / answers

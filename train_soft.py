@@ -129,6 +129,8 @@ def main() -> None:
         for epoch in range(args.epochs)
         for batch in mixed_batches([row["family"] for row in rows], args.batch, order)
     ]
+    if min(len(batch) for _, batch in steps) < state.num_processes:
+        raise InputError(f"--batch {args.batch} is too small for {state.num_processes} processes")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.01)
     accelerator = Accelerator(mixed_precision="no")
@@ -153,7 +155,7 @@ def main() -> None:
                 part_loss = soft_loss(logits, children, q, completions != trie.PAD) * len(part) / len(batch)
                 accelerator.backward(part_loss * state.num_processes)  # it averages over the processes
                 loss += part_loss.detach()
-            accelerator.clip_grad_norm_(parameters, 1.0)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             record = {

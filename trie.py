@@ -17,6 +17,9 @@ Choices where the paper leaves room:
 2. Thinking is off (Qwen3), reasoning effort is low and the final channel is opened (gpt-oss).
 3. One text is one token path: the tokenizer's own encoding.
 
+Here too is what every script that runs a model shares: loading it, the record of its run, its share among the processes
+of `accelerate launch`, and rows that survive a kill.
+
 What this file does not do: know families, or train. It is a library; it has no command.
 """
 
@@ -122,7 +125,10 @@ def save_adapter(accelerator, model, out: Path) -> None:
     weights = accelerator.get_state_dict(model)  # on all processes, which may each hold a part
     if accelerator.is_main_process:
         temporary = out / "unfinished"
-        accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=weights)
+        try:
+            accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=weights)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise InputError(f"cannot write the adapter to {out}: {one_line(error)}") from None
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(temporary / name, out / name)
         shutil.rmtree(temporary)

@@ -3,6 +3,7 @@
     make bench                                                                # the embedded model and its soft adapter
     python tests/bench.py --model tests/tiny --adapter runs/tiny/soft --out bench.jsonl
     python tests/bench.py --shape qwen3-0.6b --out shape.jsonl                # a GPU, random weights, no download
+    python tests/bench.py --memory                                            # what fits where, computed
 
 One JSONL row per comparison: seconds of the kit, seconds of the plain way (median of the rounds, taken in turn),
 their ratio, and the ratio or the seconds that the kit promises.
@@ -19,12 +20,13 @@ import resource
 import sys
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, LlamaConfig, Qwen3Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import sample
@@ -164,6 +166,10 @@ SHAPES = {  # vocabulary, width, layers, heads, key-value heads, head size, feed
     "llama-3.2-1b": (LlamaConfig, 128256, 2048, 16, 32, 8, 64, 8192, True),
     "llama-3.2-3b": (LlamaConfig, 128256, 3072, 28, 24, 8, 128, 8192, True),
     "gemma-3-1b": (Gemma3TextConfig, 262144, 1152, 26, 4, 1, 256, 6912, True),
+    "gemma-3-4b": (Gemma3TextConfig, 262208, 2560, 34, 8, 4, 256, 10240, True),
+    "gemma-3-12b": (Gemma3TextConfig, 262208, 3840, 48, 16, 8, 256, 15360, True),
+    "gemma-3-27b": (Gemma3TextConfig, 262208, 5376, 62, 32, 16, 128, 21504, True),
+    "gpt-oss-20b": (partial(GptOssConfig, num_local_experts=32), 201088, 2880, 24, 64, 8, 64, 2880, False),
 }
 
 
@@ -259,14 +265,50 @@ def stages(config, rounds: int) -> list[dict]:
     return [row | {"tera_flops_of_a_matrix_product": rate / 1e12} for row in out]
 
 
+def memory(name: str) -> dict:
+    """What a model needs, in GB of 10^9 bytes: computed from its shape, not measured.
+
+    weights     bfloat16; of gpt-oss with its experts dequantized
+    adapter     LoRA r 16 on q/k/v/o: weights, gradients and AdamW's two moments in float32
+    soft, hard  one step of 32 prompts with 1 path, or with 16 draws each: what the backward pass needs of each token
+                and layer, and its logits in bfloat16, float32 and as a gradient; checkpointed, only each layer's input
+    draws       1024 rows at a time (--rows): keys and values of prompt and answer, and logits in bfloat16 and float64
+    """
+    config = shape_config(name)
+    _, vocabulary, width, layers, heads, groups, head, forward, _ = SHAPES[name]
+    with torch.device("meta"):
+        weights = 2 * sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    lora = 16 * layers * (2 * (width + heads * head) + 2 * (width + groups * head))
+    experts = getattr(config, "num_experts_per_tok", 1)
+    # Two norms in float32 beside their outputs, the residual stream, attention, the feed-forward's four vectors.
+    kept = 2 * (8 * width + 3 * heads * head + 2 * groups * head + 4 * experts * forward)
+    answer = 9  # tokens of a number of Qwen3, at most
+    step = lambda k: layers * kept * 32 * (PROMPT + k * answer) + 32 * k * answer * vocabulary * (2 + 4 + 4 + 2)
+    thin = 2 * layers * width * 32 * (PROMPT + answer) + 32 * answer * vocabulary * (2 + 4 + 4 + 2)
+    rows = 1024 * (2 * 2 * layers * groups * head * (PROMPT + answer) + vocabulary * (2 + 8 + 8))
+    fixed = weights + 16 * lora
+    needs = {"weights": weights, "adapter": 16 * lora, "soft": fixed + step(1), "hard, 16 draws": fixed + step(16)}
+    needs |= {"soft, checkpointed": fixed + thin + kept * 32 * (PROMPT + answer), "draws": weights + rows}
+    return {"model": name} | {key: value / 1e9 for key, value in needs.items()}
+
+
+def memory_table() -> list[str]:
+    rows = [memory(name) for name in SHAPES]
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    return lines + ["| " + " | ".join(v if k == "model" else f"{v:.1f}" for k, v in row.items()) + " |" for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tests/tiny")
     parser.add_argument("--adapter", help="a calibrated adapter: its draws differ, a collapsed model's hardly do")
     parser.add_argument("--shape", choices=SHAPES, help="measure every stage of a random model of this size instead")
+    parser.add_argument("--memory", action="store_true", help="print what each shape needs, computed, and end")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", help="JSONL file to write")
     args = parser.parse_args()
+    if args.memory:
+        return print("\n".join(memory_table()))
     if args.shape:
         return report(stages(shape_config(args.shape), args.rounds), args.shape, args.out)
     tokenizer = trie.load_tokenizer(args.model)
@@ -291,7 +333,8 @@ def report(rows: list[dict], model: str, out: str) -> None:
     shared = {"device": device, "threads": torch.get_num_threads(), "model": model}
     for row in rows:
         print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    write_jsonl(out, [row | shared for row in rows])
+    if out:
+        write_jsonl(out, [row | shared for row in rows])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import build, call, train
+from conftest import ROOT, build, call, train
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
@@ -134,3 +134,20 @@ def test_four_bit_experts_are_made_trainable(tmp_path, monkeypatch):
     assert (experts == 0.5).all()  # e2m1 code 2 is 1, times 2^(126 - 127)
     (options,) = asked
     assert options["quantization_config"].dequantize  # or a GPU with four-bit kernels would keep what cannot be trained
+
+
+def test_the_readme_s_memory_table_is_the_computed_one():
+    import bench
+
+    page = (ROOT / "README.md").read_text().split("<!-- memory -->")[1].split("<!-- /memory -->")[0]
+    assert page.strip() == "\n".join(bench.memory_table())
+    assert bench.memory("qwen3-0.6b")["weights"] == pytest.approx(2 * 0.596, rel=0.01)  # 596 M parameters, by its card
+
+
+def test_every_stage_can_be_measured():
+    import bench
+
+    config = Qwen3Config(**SIZE, tie_word_embeddings=True)
+    rows = bench.stages(config, rounds=1)
+    assert [row["name"] for row in rows] == ["soft", "hard", "hard, 16 branches", "1000 draws", "logit KL of 128 paths"]
+    assert all(row["ratio_to_floor"] > 0.3 and row["tokens_per_second"] > 0 for row in rows)
