@@ -90,7 +90,8 @@ retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(BENCHMARKS) $(TINYBENCH
 
 merge: $(TRAINED:%=$(RUN)/merged/%) ## checkpoints with the adapters in them, for tools that take none
 
-test: $(VENV) $(BENCHMARKS) ## all tests, on the embedded model
+test: $(VENV) $(BENCHMARKS) ## lint, and all tests, on the embedded model
+	$(PY) -m ruff check -q . && $(PY) -m ruff format -q --check .
 	$(PY) -m pytest -q tests
 
 bench: $(RUN)/soft/adapter_config.json ## speed against the plain way, as ratios inside one run

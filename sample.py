@@ -125,7 +125,6 @@ over many strings the choices follow the requested distribution. Last, put the a
 between <answer> and </answer>."""
 
 PLAIN = "mean, since tinyBenchmarks is not installed"  # said in the result file of a task whose score is not gp-IRT
-LOGIN = "hf auth login, or HF_TOKEN"
 NOVELTY_BENCH = "yimingzhang/novelty-bench"
 TASKS = (
     "tinyArc", "tinyGSM8k", "tinyMMLU", "tinyWinogrande", "tinyHellaswag", "tinyTruthfulQA",  # group tinyBenchmarks
@@ -405,9 +404,9 @@ def retention(args) -> None:
     files = {name: out / f"{Path(name).stem}.json" for name in args.tasks}
     if len(set(files.values())) < len(args.tasks):
         raise InputError("--tasks: two of them would be written to the same file")
-    options = argparse.Namespace(command="retention", model=args.model, adapter=args.adapter)
+    whole = argparse.Namespace(command="retention", model=args.model, adapter=args.adapter)  # whatever the tasks
     record = out.with_name(out.name + ".run.json")
-    trie.begin_run(record, options, device, run_inputs(args), [out] if out.exists() else [])
+    trie.begin_run(record, whole, device, run_inputs(args), [out] if out.exists() else [])
 
     # Every data set is fetched before the model is, so that what is missing shows at once and not after hours.
     manager, todo, failed = TaskManager(), {}, {}
@@ -417,7 +416,8 @@ def retention(args) -> None:
         try:
             todo[name] = list(manager.load([name])["tasks"].values())
         except FileNotFoundError as error:  # what the package datasets raises where a set is gated, or is not there
-            failed[name] = f"{trie.one_line(error)} If it is gated, accept its terms on the hub and log in: {LOGIN}"
+            advice = "If it is gated, accept its terms on the hub and log in (hf auth login, or HF_TOKEN)"
+            failed[name] = f"{trie.one_line(error)} {advice}"
         except OSError as error:
             advice = f"check the network and run this again; finished tasks are kept in {out}"
             raise InputError(f"{name}: {trie.one_line(error)}; {advice}") from None
@@ -429,16 +429,17 @@ def retention(args) -> None:
         window = min(4096, model.config.get_text_config().max_position_embeddings)
         batch = "auto" if device.type == "cuda" else 8
         harness = HFLM(model, tokenizer=trie.load_tokenizer(args.model), batch_size=batch, max_length=window)
+        adapter = args.adapter and str(Path(args.adapter).resolve())
+        arguments = {"pretrained": args.model, "peft": adapter, "max_length": window}
     for name, tasks in todo.items():
         for task in () if gp_irt else tasks:
             for metric in task.config.metric_list:
                 if getattr(metric["aggregation"], "__name__", "").startswith("agg_gpirt"):
                     task.aggregation()[metric["metric"]] = lm_eval.api.metrics.mean
                     metric["aggregation"] = PLAIN
-        adapter = args.adapter and str(Path(args.adapter).resolve())
-        options = {"model_args": {"pretrained": args.model, "peft": adapter, "max_length": window}}
         try:
-            results = lm_eval.simple_evaluate(harness, tasks=tasks, task_manager=manager, log_samples=False, **options)
+            options = {"model_args": arguments, "tasks": tasks, "task_manager": manager, "log_samples": False}
+            results = lm_eval.simple_evaluate(harness, **options)
         except Exception as error:  # the other tasks can still run
             failed[name] = f"{type(error).__name__}: {trie.one_line(error)}"
             continue

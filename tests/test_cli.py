@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -215,6 +216,41 @@ def test_a_method_is_a_file(kit):
     assert (
         "cannot load a tokenizer from 'no/such'" in result.stderr and "| tests/tiny | unseen | mine " in result.stdout
     )
+
+
+ARCSINE = """
+    "arcsine": Family("Arcsine", {"a": REAL, "b": REAL}, stats.arcsine, lambda a, b: (a, b - a),
+        train=[(a, a + w) for a in lin(-2, 2, 5) for w in (1, 2, 4)], unseen=((3, 9),),
+        rule=("a < b", lambda a, b: a < b)),
+"""
+
+
+def test_a_new_family_is_one_entry(kit, monkeypatch, capsys):
+    """Data, training, draws, exact scores and table follow from the entry alone."""
+    source = (kit / "distributions.py").read_text()
+    (kit / "distributions.py").write_text(source.replace("FAMILIES = {\n", "FAMILIES = {" + ARCSINE))
+    namespace = runpy.run_path(str(kit / "distributions.py"))
+    monkeypatch.setattr(distributions, "FAMILIES", namespace["FAMILIES"])
+    call(distributions, "--out", kit / "data")
+    new = {
+        split: [r for r in read_jsonl(kit / f"data/{split}.jsonl") if r["family"] == "arcsine"]
+        for split in ("train", "unseen")
+    }
+    assert (
+        len(new["train"]) == 15
+        and new["unseen"][0]["prompt"].count("Arcsine distribution with parameters a=3, b=9") == 1
+    )
+    for split, rows in new.items():
+        write_jsonl(kit / f"{split}.jsonl", rows)
+    brief = ("--epochs", 1, "--batch", 8, "--lr", "5e-3")
+    call(train_soft, "--model", TINY, "--data", kit / "train.jsonl", "--out", kit / "soft", *brief)
+    for name, adapter in (("base", ()), ("soft", ("--adapter", kit / "soft"))):
+        flags = ("--prompts", kit / "unseen.jsonl", "--n", 50, "--out", kit / f"{name}.jsonl")
+        call(sample_script, "numbers", "--model", TINY, *adapter, *flags)
+    call(metrics, kit / "base.jsonl", kit / "soft.jsonl", "--out", kit / "scores.jsonl")
+    scores = {(r["method"], r["metric"]): r["value"] for r in read_jsonl(kit / "scores.jsonl")}
+    assert scores["soft", "excess_kl"] < scores["base", "excess_kl"] and scores["target", "excess_kl"] == 0
+    assert scores["target", "gof_pass_rate"] == 1 and "| target " in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------ kills and reruns
