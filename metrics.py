@@ -493,21 +493,17 @@ def load_reward(name: str):
 
 
 def judge_all(folders: list[Path], source: str, target: str, name: str, load: Callable) -> None:
-    """Write `target` into each folder: the rows of `source`, each with what the judge adds.
-
-    One judge is loaded, when the first folder needs it, and let go at the end: the next one is large.
-    """
+    """Write `target` into each folder: the rows of `source`, each with what the judge adds."""
     import trie
 
-    judge = None
-    for folder in folders:
-        keys = ("id", "prompt", "model", "generations", *(("partition",) if source == "partitions.jsonl" else ()))
-        rows = read_rows([folder / source], keys, check_generations)
-        judge = judge or load(name)
-        options, inputs = argparse.Namespace(judge=name), trie.digests([folder / source])
-        answer = lambda todo, judge=judge: (row | judge(row) for row in todo)
-        trie.write_rows(folder / target, options, inputs, rows, answer, str(folder / target))
-    judge = answer = None
+    keys = ("id", "prompt", "model", "generations", *(("partition",) if source == "partitions.jsonl" else ()))
+    asked = {folder: read_rows([folder / source], keys, check_generations) for folder in folders}
+    judge = load(name)
+    answer = lambda todo: (row | judge(row) for row in todo)
+    for folder, rows in asked.items():
+        inputs = trie.digests([folder / source])
+        trie.write_rows(folder / target, argparse.Namespace(judge=name), inputs, rows, answer, str(folder / target))
+    judge = None  # the next one is large
     gc.collect()
     trie.torch.cuda.empty_cache()
 
