@@ -763,7 +763,8 @@ def report(scores: list[dict], rows: list[dict], runs: list[Path]) -> list[str]:
             log = read_jsonl(trained[method] / "log.jsonl")
             steps, minutes = len(log), f"{sum(entry['seconds'] for entry in log) / 60:.1f}"
             hidden = ("model", "data", "out", "limit", "accumulate")
-            options = ", ".join(f"{k} {v:g}" for k, v in record["args"].items() if k not in hidden and v is not None)
+            used = {k: v for k, v in record["args"].items() if k not in hidden and v is not None and v is not False}
+            options = ", ".join(f"{key} {value:g}" for key, value in used.items())
             hardware = f"{record['device']}, {record['cores']} cores, {record['threads']} thread(s) per stage"
             hardware += f", torch {record['versions']['torch']}"
         sampling = ["–" if seconds is None else f"{seconds / 60:.1f}" for seconds in spent.values()]

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,14 @@ def adapters(tmp_path_factory, data) -> dict[str, Path]:
         "soft": train("soft", folder / "soft", data, *BRIEF),
         "hard": train("hard", folder / "hard", data, *BRIEF, "--branches", 16),
     }
+
+
+@pytest.fixture
+def kit(tmp_path) -> Path:
+    """A copy of the kit, to make things in."""
+    folder = tmp_path / "kit"
+    (folder / "tests").mkdir(parents=True)
+    for name in ("Makefile", "distributions.py", "trie.py", "train_soft.py", "sample.py", "metrics.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(TINY, folder / "tests" / "tiny")
+    return folder

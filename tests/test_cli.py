@@ -174,17 +174,6 @@ def test_a_method_with_options_of_its_own_is_the_same_file():
     assert "--branches 16 --epochs 3" in out and "--adapter runs/y/hard-matched " in out
 
 
-@pytest.fixture
-def kit(tmp_path) -> Path:
-    """A copy of the kit, to make things in."""
-    folder = tmp_path / "kit"
-    (folder / "tests").mkdir(parents=True)
-    for name in ("Makefile", "distributions.py", "trie.py", "train_soft.py", "sample.py", "metrics.py"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(TINY, folder / "tests" / "tiny")
-    return folder
-
-
 def test_a_method_is_a_file(kit):
     """make trains method x with train_x.py and puts it in every table: no other edit."""
     tmp_path = kit
