@@ -15,6 +15,7 @@ else
   VENV := .venv/installed
   BENCHMARKS := .venv/benchmarks
   TINYBENCHMARKS := .venv/tinyBenchmarks
+  FIGURES := .venv/figures
 endif
 
 LAUNCH  ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
@@ -51,7 +52,7 @@ ROWS := $(filter-out %/mcq/ssot.jsonl,$(foreach axis,$(AXES),$(patsubst %,$(RUN)
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
 
-.PHONY: help reproduce scores sweep readme novelty retention merge test bench venv clean
+.PHONY: help reproduce scores sweep figures readme novelty retention merge test bench venv clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -74,8 +75,12 @@ sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d"; one that fails i
 	[ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
 	if [ "$$skipped" ]; then echo "sweep: skipped$$skipped (each said why, above)"; exit 1; fi
 
-readme: $(ROWS) ## the same tables, written into the README
+figures: $(ROWS) | $(FIGURES) ## four pictures: CDFs, first tokens, families, losses
+	$(PY) metrics.py figures $^ --runs $(TRAINED:%=$(RUN)/%) --out $(RUN)/figures
+
+readme: $(ROWS) | $(FIGURES) ## the embedded model's tables and pictures, written into the README
 	$(PY) metrics.py $^ --out tests/tiny/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report README.md
+	$(PY) metrics.py figures $^ --runs $(TRAINED:%=$(RUN)/%) --out tests/tiny/figures
 
 novelty: $(patsubst %,$(NOVELTY)/%/generations.jsonl,base $(TRAINED)) ## NoveltyBench, judged by a classifier and a 27B reward model
 	$(PY) metrics.py novelty $(^D) $(JUDGES)
@@ -90,7 +95,7 @@ retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(BENCHMARKS) $(TINYBENCH
 
 merge: $(TRAINED:%=$(RUN)/merged/%) ## checkpoints with the adapters in them, for tools that take none
 
-test: $(VENV) $(BENCHMARKS) ## lint, and all tests, on the embedded model
+test: $(VENV) $(BENCHMARKS) $(FIGURES) ## lint, and all tests, on the embedded model
 	$(PY) -m ruff check -q . && $(PY) -m ruff format -q --check .
 	$(PY) -m pytest -q tests
 
@@ -109,6 +114,10 @@ clean: ## remove every output (runs/); the environment stays
 
 .venv/benchmarks: requirements-benchmarks.txt | $(VENV)
 	.venv/bin/python -m pip install -q -r requirements.txt -r requirements-benchmarks.txt
+	@touch $@
+
+.venv/figures: requirements-figures.txt | $(VENV)
+	.venv/bin/python -m pip install -q -r requirements-figures.txt
 	@touch $@
 
 # Not on PyPI. Without it retention reports plain accuracies instead of gp-IRT; the next `make retention` tries again.

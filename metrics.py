@@ -4,6 +4,7 @@
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --runs runs/tiny/soft runs/tiny/hard --report r.md
     python metrics.py novelty runs/tiny/novelty-curated/soft      # loads two judges; the rest no model
     python metrics.py runs/tiny/retention/*/*.json --out retention.jsonl
+    python metrics.py figures runs/tiny/numbers/*.jsonl runs/tiny/open/*.jsonl --runs runs/tiny/soft --out figures
 
 Axis `numbers`. Scores of a prompt (an answer is one of its n draws):
     valid_rate      share of the answers that are, stripped, one decimal number, finite, inside the family's
@@ -788,6 +789,123 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+# --------------------------------------------------------------------------------------------------- pictures
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; dashes do the same in black-and-white print.
+INKS = (("#E69F00", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", ":"), ("#CC79A7", "-"), ("#56B4E9", "--"))
+
+
+def draw_cdfs(axes, rows: list[dict], inks: dict) -> None:
+    """A panel for each prompt: the target's CDF, and those of the methods' valid draws."""
+    prompts = list(dict.fromkeys((row["split"], row["id"]) for row in rows if row["method"] == "base"))
+    unseen, ood = ([key for split, key in prompts if (split == "ood") == held_out] for held_out in (False, True))
+    for panel, key in zip(axes.flat, unseen[:: max(1, len(unseen) // 8)][:8] + ood[1::3][:6], strict=False):
+        for row in (row for row in rows if row["id"] == key):
+            family, params = row["family"], row["params"]
+            texts, probs = canonical_outputs(family, params)
+            if row["method"] == "base":
+                values = np.array(texts, float)
+                panel.step(
+                    values, np.cumsum(probs), color="black", linewidth=3, alpha=0.35, where="post", label="target"
+                )
+                low, high = values[np.searchsorted(np.cumsum(probs), [0.01, 0.99]).clip(max=len(values) - 1)]
+                panel.set_xlim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+                panel.set_title(f"{family} ({', '.join(f'{v:g}' for v in params.values())})", fontsize=9)
+            pairs = [(parse_number(text, family, params), count) for text, count in row["draws"].items()]
+            drawn = np.sort(np.repeat(*map(list, zip(*[pair for pair in pairs if pair[0] is not None], strict=True))))
+            color, dashes = inks[row["method"]]
+            shares = np.arange(1, len(drawn) + 1) / len(drawn)
+            panel.step(drawn, shares, color=color, linestyle=dashes, where="post", label=row["method"])
+    for panel in axes.flat:
+        panel.set_visible(panel.has_data())
+
+
+def draw_first_tokens(axes, rows: list[dict], inks: dict) -> None:
+    """The ten most probable first tokens of one prompt, a panel for each method: the prompt whose most probable token
+    loses a median share from base to the others."""
+    tops = {}
+    for row in rows:
+        tops.setdefault(row["prompt"], {})[row["method"]] = row["top"][0][1]
+    loss = lambda prompt: tops[prompt].get("base", 0.0) - np.mean([p for m, p in tops[prompt].items() if m != "base"])
+    prompt = sorted(tops, key=loss)[len(tops) // 2]
+    axes[0].figure.suptitle(prompt, fontsize=10)
+    for panel, row in zip(axes, [row for row in rows if row["prompt"] == prompt], strict=False):
+        texts, probs = zip(*row["top"][:10], strict=True)
+        panel.bar(range(len(texts)), probs, color=inks[row["method"]][0])
+        panel.set_xticks(range(len(texts)), [repr(text)[1:-1] for text in texts])
+        panel.set(title=row["method"], ylim=(0, 1))
+    axes[0].set_ylabel("probability of the first token")
+
+
+def draw_families(panel, rows: list[dict], inks: dict) -> None:
+    """Normalized W1 of each family, one mark a method."""
+    families = list(dict.fromkeys(row["family"] for row in rows))[::-1]
+    for method, (color, _) in inks.items():
+        for place, family in enumerate(families):
+            scores = [score_numbers(r)["normalized_w1"] for r in rows if (r["method"], r["family"]) == (method, family)]
+            mean = min(np.mean([value for value in scores if value is not None] or [np.nan]), 10.0)
+            panel.plot(
+                mean, place, "o^sDvP"[list(inks).index(method) % 6], color=color, label=method if not place else None
+            )
+    panel.set(
+        yticks=range(len(families)), xscale="log", xlabel="normalized W1 (1: always the median; 10 or more: at 10)"
+    )
+    panel.set_yticklabels(families, fontsize=8)
+    panel.axvline(1, color="gray", linewidth=0.5)
+
+
+def draw_losses(panel, logs: dict[str, list[dict]], inks: dict) -> None:
+    """Training loss of each method beside the loss of a perfect sampler on the same batches."""
+    for method, log in logs.items():
+        steps = [entry["step"] for entry in log]
+        panel.plot(steps, [entry["loss"] for entry in log], color=inks[method][0], label=method)
+        panel.plot(
+            steps, [entry["floor"] for entry in log], color=inks[method][0], linestyle=":", label=f"{method}, perfect"
+        )
+    panel.set(xlabel="step", ylabel="loss, nats per token")
+
+
+def figures() -> None:
+    parser = Parser(prog="metrics.py figures", description="Draw four pictures from rows and training logs.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="rows of sample.py: numbers and open")
+    parser.add_argument("--runs", nargs="*", default=[], metavar="DIR", help="adapter folders, for their log.jsonl")
+    parser.add_argument(
+        "--out", required=True, help="folder for cdf.png, first_tokens.png, families.png and losses.png"
+    )
+    args = parser.parse_args(sys.argv[2:])
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("matplotlib is missing: pip install -r requirements-figures.txt") from None
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in read_rows(args.files, ("id", "model"), check_row) if not row.get("ssot")]
+    numbers, answers = ([row for row in rows if axis_of(row) == axis] for axis in ("numbers", "open"))
+    logs = {Path(run).name: read_jsonl(Path(run) / "log.jsonl") for run in args.runs}
+    methods = sorted(dict.fromkeys([row["method"] for row in rows] + list(logs)), key=lambda method: method != "base")
+    inks = {method: INKS[i % len(INKS)] for i, method in enumerate(methods)}
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    plots = (
+        ("cdf", draw_cdfs, numbers, {"nrows": 3, "ncols": 5, "figsize": (12, 7)}),
+        ("first_tokens", draw_first_tokens, answers, {"ncols": max(2, len(methods)), "figsize": (12, 3)}),
+        ("families", draw_families, numbers, {"figsize": (6, 7)}),
+        ("losses", draw_losses, logs, {"figsize": (6, 3.5)}),
+    )
+    for name, draw, data, layout in plots:
+        if not data:
+            continue
+        figure, axes = plt.subplots(layout="constrained", **layout)
+        draw(axes, data, inks)
+        first = np.atleast_1d(axes).flat[0]
+        if name != "first_tokens":
+            first.legend(fontsize=7)
+        figure.savefig(out / f"{name}.png.tmp", dpi=110, facecolor="white", format="png")  # white: dark pages too
+        (out / f"{name}.png.tmp").replace(out / f"{name}.png")
+        plt.close(figure)
+
+
 KEYS = {  # what rows of an axis must have
     "numbers": ("method", "family", "params", "split", "n", "draws"),
     "open": ("method", "support_90", "n", "draws"),
@@ -831,8 +949,8 @@ def check_row(row: dict) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["novelty"]:
-        return novelty()
+    if sys.argv[1:2] in (["novelty"], ["figures"]):
+        return novelty() if sys.argv[1] == "novelty" else figures()
     parser = Parser(description=__doc__)
     own = "rows of sample.py (.jsonl), and result files of lm-evaluation-harness (.json)"
     parser.add_argument("files", nargs="+", metavar="FILE", help=own)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import call
 from scipy import stats
 
 import metrics
@@ -388,3 +389,31 @@ def test_one_table_per_axis():
     assert [page.count(title) for title in metrics.TITLES.values()] == [1, 1, 1, 0, 0]
     assert all(heading in page for heading in ("norm. W1", "support 90 %", "TV of uniform"))
     assert "answered" not in page  # no SSOT rows, no column of theirs
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def test_pictures_show_what_the_rows_say(tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-figures.txt")
+    row = make_rows("unseen")[0] | base_fields() | {"n": 4, "draws": {"4.00000": 1, "9.00000": 2, "no": 1}}
+    inks = {"base": metrics.INKS[0], "soft": metrics.INKS[1]}
+    _, axes = plt.subplots(3, 5)
+    metrics.draw_cdfs(axes, [row, row | {"method": "soft", "draws": {"5.00000": 4}}], inks)
+    target, base, soft = axes[0, 0].get_lines()
+    assert base.get_xdata().tolist() == [4, 9, 9] and base.get_ydata() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert soft.get_label() == "soft" and set(soft.get_xdata()) == {5}
+    assert target.get_ydata()[-1] == pytest.approx(1) and not axes[0, 1].get_visible()
+    _, panels = plt.subplots(1, 2)
+    answers = [open_row({"Mars": 3}) | {"top": [["M", 0.75], ["V", 0.25]], "prompt": "p", "method": m} for m in inks]
+    metrics.draw_first_tokens(panels, answers, inks)
+    assert [bar.get_height() for bar in panels[1].patches] == [0.75, 0.25]
+    assert [label.get_text() for label in panels[1].get_xticklabels()] == ["M", "V"]
+    plt.close("all")
+    write_jsonl(tmp_path / "rows.jsonl", [row, *answers])
+    (tmp_path / "soft").mkdir()
+    write_jsonl(tmp_path / "soft" / "log.jsonl", [{"step": 1, "loss": 2.0, "floor": 1.0}])
+    call(metrics, "figures", tmp_path / "rows.jsonl", "--runs", tmp_path / "soft", "--out", tmp_path / "out")
+    pictures = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert set(pictures) == {"cdf.png", "families.png", "first_tokens.png", "losses.png"}
+    assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in pictures.values())
