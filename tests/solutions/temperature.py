@@ -1,0 +1,47 @@
+"""Exercise 5, one learned temperature: how far does a single scalar get? No training: the best of a grid.
+
+python tests/solutions/temperature.py --model tests/tiny --prompts runs/data/unseen.jsonl runs/data/ood.jsonl
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import sample
+import trie
+from distributions import canonical_outputs, perfect_probs, read_prompts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--prompts", required=True, nargs="+", metavar="FILE")
+    args = parser.parse_args()
+    tokenizer, model = trie.load_tokenizer(args.model), trie.load_model(args.model)
+    end, temperature = trie.end_token(tokenizer), [1.0]
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits / temperature[0])
+    prompts = []
+    for row in read_prompts(args.prompts):
+        texts, probs = canonical_outputs(row["family"], row["params"])
+        tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
+        floor = trie.kl_floor(tree.probs, perfect_probs(row["family"], row["params"])[tree.order], tree.lengths)
+        prompts.append((row, tree, floor))
+    for temperature[0] in (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0):
+        excess = {}
+        for row, tree, floor in prompts:
+            with torch.inference_mode():
+                prompt = trie.prefill(model, [trie.chat_ids(tokenizer, row["prompt"])])
+            kl = sample.logit_kl(model, prompt, tree, 128, 1024)
+            excess.setdefault(row["split"], {}).setdefault(row["family"], []).append(kl - floor)
+        medians = {split: np.median([np.mean(v) for v in families.values()]) for split, families in excess.items()}
+        shown = ", ".join(f"{split} {value:.3f}" for split, value in medians.items())
+        print(f"temperature {temperature[0]}: median excess KL {shown}")
+
+
+if __name__ == "__main__":
+    main()
