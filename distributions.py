@@ -9,6 +9,7 @@ should be. It knows nothing of tokens or models.
 A continuous answer has five decimals, a discrete one is an integer. The canonical outputs of a
 continuous family are the multiples of 10^-5 between its .001 and .999 quantiles, thinned to
 `max_bins` of them; each takes the probability of everything nearer to it than to its neighbours.
+Families, grids and prompts are those of the paper (arXiv 2605.11845) and its published code.
 
 Choices where the paper leaves room, or where this kit differs from its published code:
 1. Parameters are rounded to 4 significant digits, and the rounded numbers define the target, so that

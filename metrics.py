@@ -61,8 +61,9 @@ Intervals are 95 %, from 10,000 bootstrap resamples of the families, of the prom
 {model, method, axis, split, metric, value, low, high, n}: n prompts or generations, of which value is made; value is
 null where there is none (the distance of nothing valid, say); low and high are null below two.
 
-Choices where paper and benchmark leave room: the normalization of W1 is this kit's, as the paper's is not published;
-case does not count in the comparison of short answers, and a reward on a cut gets the points below it.
+Choices where the paper (arXiv 2605.11845) or a benchmark leaves room: the normalization of W1 is this kit's, as the
+paper's is not published; case does not count in the comparison of short answers, and a reward on a cut gets the points
+below it.
 What this file does not do: run the model that is measured, or know how rows were made.
 """
 

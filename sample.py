@@ -236,7 +236,7 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
 
     At each prefix sum_c q(c) (log q(c) - log p(c)) over its children c, with p over the full vocabulary;
     averaged over the prefixes of a path; then over all leaves by their probability or, where there are more
-    than `paths`, over those at the quantiles (i + 1/2) / paths.
+    than `paths`, over those at the quantiles (i + 1/2) / paths. (arXiv 2605.11845 averages over random paths.)
     """
     if len(tree.probs) <= paths:
         leaves, weights = np.arange(len(tree.probs)), tree.probs

@@ -6,7 +6,7 @@
 The model sees only draws, as in ordinary fine-tuning, yet in expectation it learns the same distribution:
 E[cross-entropy] = entropy of the target + KL(target || model). No trie is needed.
 
-Recipe (the paper's, and the defaults): 16 draws per prompt and epoch from 16384 bins, 32 completions x
+Recipe (that of arXiv 2605.11845, and the defaults): 16 draws per prompt and epoch from 16384 bins, 32 completions x
 2 epochs = 1988 steps, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4 with weight decay
 .01, 3 % warm-up, cosine decay.
 
@@ -52,7 +52,7 @@ MAX_BINS = 16384
 
 
 def hard_loss(logits: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the completions, in nats, mean over their tokens (the end token included).
+    """Cross-entropy of the completions, in nats per token, the end token included (arXiv 2605.11845, hard).
 
     logits (R, L, V): the model's. completions (R, L): token ids, PAD after the end of short ones.
     """

@@ -7,7 +7,7 @@ For each prompt a canonical output is drawn from its target. At every prefix of 
 the target over next tokens is known exactly (trie.py), and the loss is KL(target || model) there.
 The model's log-probabilities are over its full vocabulary, so mass on any other token costs.
 
-Recipe (the paper's, and the defaults): 32 prompts x 3 epochs = 189 steps, LoRA r 16, alpha 32, dropout
+Recipe (that of arXiv 2605.11845, and the defaults): 32 prompts x 3 epochs = 189 steps, LoRA r 16, alpha 32, dropout
 .05 on q/k/v/o, AdamW at lr 2e-4 with weight decay .01, 3 % warm-up, cosine decay.
 
 Differences from the paper's published code:
@@ -52,7 +52,7 @@ from distributions import (
 def soft_loss(logits: torch.Tensor, tokens: torch.Tensor, q: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Mean over rows of the mean over a path's prefixes of KL(target || model), in nats per token.
 
-        KL(prefix) = sum over its children c of  q(c) (log q(c) - log p(c))
+        KL(prefix) = sum over its children c of  q(c) (log q(c) - log p(c))          (arXiv 2605.11845, soft)
 
     logits (R, L, V): the model's; p is their softmax over the full vocabulary. tokens, q (R, L, C): the
     children of each prefix and their probabilities, filled up with q = 0. real (R, L): which prefixes exist.

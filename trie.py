@@ -1,7 +1,8 @@
 """Between text and tokens: chat prompts, the end token, the prefix trie, and the branched forward pass.
 
 The canonical outputs of a prompt, tokenized and closed with the model's own end-of-turn token, form a
-prefix trie. At each prefix the target for the next token is the remaining probability, renormalized:
+prefix trie. At each prefix the target for the next token is the remaining probability, renormalized (the soft target
+of arXiv 2605.11845):
 
     q(c | prefix) = mass of the leaves that begin with prefix + c  /  mass of the leaves that begin with prefix
 
@@ -343,7 +344,8 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
 
     It is not 0. The trie keeps 1001 of perhaps 10^6 five-decimal values, and no model can know which: the
     last digits look certain to the trie and uniform to a perfect sampler. Arguments are (N,), aligned:
-    target q, distributions.perfect_probs p5, token counts. 0 for a discrete family, where q = p5.
+    target q, distributions.perfect_probs p5, token counts. 0 for a discrete family, where q = p5. Derived here: along
+    a path the conditional log-ratios add up to log(q / p5) of its leaf.
     """
     return float(np.sum((xlogy(probs, probs) - xlogy(probs, perfect)) / lengths))
 
