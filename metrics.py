@@ -265,7 +265,8 @@ def parse_question(text: str) -> int | None:
 
 def parse_number(text: str, family: str, params: dict) -> float | None:
     """The value of a valid answer, else None (see valid_rate above)."""
-    if not NUMBER.fullmatch(text.strip()):
+    text = text.strip()
+    if not NUMBER.fullmatch(text):
         return None
     value, (spec, args) = float(text), scipy_args(family, params)
     low, high = spec.dist.support(*args)
@@ -288,7 +289,7 @@ def fits(values: np.ndarray, counts: np.ndarray, family: str, params: dict) -> b
         return bool(stats.kstest(sample, lambda x: spec.dist.cdf(x, *args)).pvalue >= SIGNIFICANCE)
     texts, probs = canonical_outputs(family, params)
     observed = np.zeros(len(probs))
-    np.add.at(observed, np.clip(values.astype(int) - int(texts[0]), 0, len(probs) - 1), counts)
+    np.add.at(observed, np.clip(values - int(texts[0]), 0, len(probs) - 1).astype(int), counts)
     observed, expected = pool(observed, probs * counts.sum())
     return len(expected) < 2 or bool(stats.chisquare(observed, expected).pvalue >= SIGNIFICANCE)
 

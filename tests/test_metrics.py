@@ -19,7 +19,7 @@ NORMAL, COUNT = ("gaussian", {"mu": 0, "sigma": 1}), ("poisson", {"lambda": 4})
     "text, value",
     [
         ("3.14159", 3.14159), ("-2", -2.0), ("+1.5", 1.5), (".5", 0.5), ("5.", 5.0), ("0", 0.0), ("-0.0", 0.0),
-        ("  7.25\n", 7.25), ("1e3", 1000.0), ("1E-3", 0.001), ("-.5e+1", -5.0), ("007", 7.0),
+        ("  7.25\n", 7.25), ("1e3", 1000.0), ("1E-3", 0.001), ("-.5e+1", -5.0), ("\x1c5.5", 5.5), ("007", 7.0),
         ("", None), ("   ", None), (".", None), ("-", None), ("e5", None), ("1e", None), ("1.2.3", None),
         ("1,234", None), ("1 2", None), ("--1", None), ("+-1", None), ("3.5 is my number", None), ("x=3.5", None),
         ("3.5.", None), ("nan", None), ("NaN", None), ("inf", None), ("-Infinity", None), ("1e999", None),
@@ -223,6 +223,15 @@ def test_open_answers(text, answer):
 def open_row(draws, **changes):
     row = {"id": "open-000", "prompt": "p", "model": "m", "method": "base", "n": sum(draws.values()), "draws": draws}
     return row | {"support_90": 2, "tokens": 300} | changes
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_enormous_integer_is_one_more_in_the_last_cell():
+    (row,) = [r for r in make_rows("ood") if r["id"] == "ood-poisson-001"]
+    huge, far = ({"4": 40, text: 60} for text in ("1" + "0" * 30, "100"))
+    scores = [metrics.score("numbers", row | base_fields(n=100, draws=draws)) for draws in (huge, far)]
+    assert scores[0]["valid_rate"] == 1 and scores[0]["gof_pass_rate"] == scores[1]["gof_pass_rate"] == 0
+    assert scores[0]["normalized_w1"] > 1e20
 
 
 def test_open_scores_by_hand():

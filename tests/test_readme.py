@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import metrics
+from distributions import read_jsonl
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 FILES = ("distributions.py", "trie.py", "train_soft.py", "train_hard.py", "sample.py", "metrics.py")
@@ -34,3 +37,18 @@ def test_links_and_targets_exist():
     assert len(asked) > 5 and asked <= targets
     scripts = re.findall(r"python ((?:tests/)?[a-z_]+\.py)", README)
     assert scripts and all(Path(ROOT / name).exists() for name in scripts)
+
+
+def between(marker: str) -> str:
+    return README.split(f"<!-- {marker} -->")[1].split(f"<!-- /{marker} -->")[0].strip()
+
+
+def test_the_exercises_targets_are_what_was_measured():
+    table = metrics.table(read_jsonl(ROOT / "tests/solutions/scores.jsonl"), "numbers")
+    grid = (ROOT / "tests/solutions/temperature.txt").read_text().strip()
+    assert between("exercises") == "\n".join([*table, "", "```", grid, "```"])
+
+
+def test_the_results_are_those_of_the_scores_file():
+    scores = read_jsonl(ROOT / "tests/tiny/scores.jsonl")
+    assert between("results").startswith("\n".join(metrics.tables(scores)).strip())
