@@ -21,6 +21,7 @@ InputError that says so.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,11 @@ def geo(low, high, n):
     return np.geomspace(low, high, n).tolist()
 
 
-LOCATION_SCALE = list(product(lin(-2, 2, 11), geo(0.5, 2, 11)))
+def product(*axes, repeat=1):
+    return list(itertools.product(*axes, repeat=repeat))
+
+
+LOCATION_SCALE = product(lin(-2, 2, 11), geo(0.5, 2, 11))
 BINOMIAL_P = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
 GEOMETRIC_P = (0.2, 0.225, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.775, 0.8)
 PARETO_ALPHA = (2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5)

@@ -22,6 +22,7 @@ def params_of(row):
 def test_counts_ids_and_families():
     count = Counter(row["split"] for row in ALL)
     assert count == {"train": 1988, "unseen": 24, "ood": 18}
+    assert d.make_rows("train") == d.make_rows("train")  # grids are lists, not iterators that a first call uses up
     assert len({row["id"] for row in ALL}) == len(ALL)
     assert len({row["family"] for row in ALL if row["split"] == "train"}) == 24
     assert not {r["family"] for r in ALL if r["split"] == "ood"} & {r["family"] for r in ALL if r["split"] == "train"}
