@@ -6,6 +6,7 @@ AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
 SPLIT   ?= curated## prompts of NoveltyBench: curated or wildchat; a name of yours with FLAGS_novelty="--prompts FILE"
 JUDGES  ?=## of NoveltyBench, other than its own: --classifier X --reward Y
+override MODEL := $(patsubst %/,%,$(MODEL))
 RUN     := runs/$(notdir $(MODEL))
 
 ifdef PYTHON
@@ -20,7 +21,7 @@ endif
 
 LAUNCH  ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
 
-ifeq ($(MODEL),tests/tiny)
+ifeq ($(MODEL)$(filter sweep,$(MAKECMDGOALS)),tests/tiny)
   # The embedded model is small: two stages side by side on one thread each beat one stage on two, its best
   # learning rate is far above that of a large model, and many branches cost it little more than one.
   JOBS       ?= 2
@@ -52,7 +53,7 @@ ROWS := $(filter-out %/mcq/ssot.jsonl,$(foreach axis,$(AXES),$(patsubst %,$(RUN)
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
 
-.PHONY: help reproduce scores sweep figures readme novelty retention merge test bench venv clean
+.PHONY: help reproduce scores sweep rows own figures readme novelty retention merge test bench venv clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -68,12 +69,21 @@ scores: $(ROWS)
 	@$(PY) metrics.py $^ --out $(RUN)/scores.jsonl --runs $(TRAINED:%=$(RUN)/%) --report $(RUN)/report.md
 
 sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d"; one that fails is skipped, and named at the end
-	@skipped=; for model in $(MODELS); do \
+	@skipped=; rows=; for model in $(MODELS); do \
 	  $(MAKE) --no-print-directory reproduce MODEL=$$model || skipped="$$skipped $$model"; \
+	  rows="$$rows $$(ls $$($(MAKE) --no-print-directory -s rows MODEL=$$model) 2>/dev/null)"; \
 	done; \
-	rows=$$(for model in $(MODELS); do ls runs/$${model##*/}/*/*.jsonl; done 2>/dev/null); \
-	[ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
+	set -e; [ -z "$${rows# }" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
 	if [ "$$skipped" ]; then echo "sweep: skipped$$skipped (each said why, above)"; exit 1; fi
+
+rows:
+	@echo $(ROWS)
+
+# Two models of one last name would share a folder.
+own:
+	@mkdir -p $(RUN); [ ! -e $(RUN)/model ] || [ "$$(cat $(RUN)/model)" = "$(MODEL)" ] || \
+	  { echo "$(RUN) has results of $$(cat $(RUN)/model); move it away to run $(MODEL)" >&2; exit 1; }
+	@echo $(MODEL) > $(RUN)/model
 
 figures: $(ROWS) | $(FIGURES) ## four pictures: CDFs, first tokens, families, losses
 	$(PY) metrics.py figures $^ --runs $(TRAINED:%=$(RUN)/%) --out $(RUN)/figures
@@ -85,7 +95,7 @@ readme: $(ROWS) | $(FIGURES) ## the embedded model's tables and pictures, writte
 novelty: $(patsubst %,$(NOVELTY)/%/generations.jsonl,base $(TRAINED)) ## NoveltyBench, judged by a classifier and a 27B reward model
 	$(PY) metrics.py novelty $(^D) $(JUDGES)
 
-retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(BENCHMARKS) $(TINYBENCHMARKS) ## tinyBenchmarks and PALOMA, by lm-evaluation-harness
+retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | own $(BENCHMARKS) $(TINYBENCHMARKS) ## tinyBenchmarks and PALOMA, by lm-evaluation-harness
 	@status=0; for method in base $(TRAINED); do \
 	  $(PY) sample.py retention --model $(MODEL) $(FLAGS_retention) --out $(RUN)/retention/$$method \
 	    $$([ $$method = base ] || echo --adapter $(RUN)/$$method) || status=1; \
@@ -129,25 +139,25 @@ $(DATA)/train.jsonl: distributions.py | $(VENV)
 	$(PY) distributions.py --out $(DATA)
 
 .SECONDEXPANSION:
-$(RUN)/%/adapter_config.json: train_$$(firstword $$(subst -, ,$$*)).py $(DATA)/train.jsonl | $(VENV)
+$(RUN)/%/adapter_config.json: train_$$(firstword $$(subst -, ,$$*)).py $(DATA)/train.jsonl | $(VENV) own
 	rm -rf $(RUN)/$* $(RUN)/*/$* $(RUN)/*/$*.jsonl* $(RUN)/*/$*.run.json
 	$(LAUNCH) $< --model $(MODEL) --data $(DATA)/train.jsonl --out $(RUN)/$* $(or $(FLAGS_$*),$(FLAGS))
 
 # Rows of one axis: of the base model, of the base model under the SSOT protocol, of an adapter.
-FLAGS_numbers = --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)
+PROMPTS_numbers := --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)
 define axis
-$(RUN)/$(1)/base.jsonl: $(DATA)/train.jsonl | $$(VENV)
-	$(LAUNCH) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --out $$@
+$(RUN)/$(1)/base.jsonl: $(DATA)/train.jsonl | $$(VENV) own
+	$(LAUNCH) sample.py $(1) --model $(MODEL) $$(PROMPTS_$(1)) $$(FLAGS_$(1)) --out $$@
 
-$(RUN)/$(1)/ssot.jsonl: $(DATA)/train.jsonl | $$(VENV)
-	$(LAUNCH) sample.py $(1) --model $(MODEL) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) $$(FLAGS_$(1)_ssot) --out $$@
+$(RUN)/$(1)/ssot.jsonl: $(DATA)/train.jsonl | $$(VENV) own
+	$(LAUNCH) sample.py $(1) --model $(MODEL) $$(PROMPTS_$(1)) $$(FLAGS_$(1)) --ssot $$(FLAGS_ssot) $$(FLAGS_$(1)_ssot) --out $$@
 
 $(RUN)/$(1)/%.jsonl: $(RUN)/%/adapter_config.json
-	$(LAUNCH) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(FLAGS_$(1)) --out $$@
+	$(LAUNCH) sample.py $(1) --model $(MODEL) --adapter $(RUN)/$$* $$(PROMPTS_$(1)) $$(FLAGS_$(1)) --out $$@
 endef
 $(foreach name,numbers open mcq,$(eval $(call axis,$(name))))
 
-$(NOVELTY)/base/generations.jsonl: | $(BENCHMARKS)
+$(NOVELTY)/base/generations.jsonl: | $(BENCHMARKS) own
 	$(LAUNCH) sample.py novelty --model $(MODEL) $(or $(FLAGS_novelty),--split $(SPLIT)) --out $@
 
 $(NOVELTY)/%/generations.jsonl: $(RUN)/%/adapter_config.json | $(BENCHMARKS)

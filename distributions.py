@@ -440,18 +440,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"{name}: error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run the same command again to go on")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this file does not know
-            raise
+    except Exception as error:  # two of libraries that this file does not know: torch, and safetensors
         advice = "lower --rows or, in training, raise --accumulate or add --gradient-checkpointing"
-        sys.exit(f"{name}: error: the GPU is out of memory; {advice}, and run the command again to go on")
+        known = {"OutOfMemoryError": f"the GPU is out of memory; {advice}, and run the command again to go on"}
+        known["SafetensorError"] = f"cannot write or read weights: {error}"
+        if type(error).__name__ not in known:
+            raise
+        sys.exit(f"{name}: error: {known[type(error).__name__]}")
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", required=True, help="folder for train.jsonl, unseen.jsonl and ood.jsonl")
     out = Path(parser.parse_args().out)
-    for split in ("train", "unseen", "ood"):
+    for split in ("unseen", "ood", "train"):  # train.jsonl last: where it is, all are
         rows = make_rows(split)
         write_jsonl(out / f"{split}.jsonl", rows)
         print(f"{out / split}.jsonl: {len(rows)} prompts, {len({r['family'] for r in rows})} families")

@@ -25,6 +25,7 @@ What this file does not do: know families, or train. It is a library; it has no 
 """
 
 import copy
+import glob
 import hashlib
 import json
 import os
@@ -126,10 +127,7 @@ def save_adapter(accelerator, model, out: Path) -> None:
     weights = accelerator.get_state_dict(model)  # on all processes, which may each hold a part
     if accelerator.is_main_process:
         temporary = out / "unfinished"
-        try:
-            accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=weights)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise InputError(f"cannot write the adapter to {out}: {one_line(error)}") from None
+        accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=weights)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(temporary / name, out / name)
         shutil.rmtree(temporary)
@@ -164,10 +162,13 @@ def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) ->
 
 
 def begin_run(record: Path, args, device: torch.device, inputs: dict[str, str], unfinished: list[Path]) -> None:
-    """Write a run's provenance or, where its unfinished output is there, check that this is the same run going on."""
+    """Write a run's provenance or, where its unfinished output is there, check that this is the same run going on.
+
+    It may go on with other --rows, if memory ran out.
+    """
     if unfinished and record.exists():
         before = json.loads(record.read_text())
-        if (before["args"], before["inputs"]) != (vars(args), inputs):
+        if (before["args"] | {"rows": None}, before["inputs"]) != (vars(args) | {"rows": None}, inputs):
             names = ", ".join(map(str, unfinished))
             raise InputError(f"{names} is of another run (options or inputs differ, see {record}); remove it to go on")
     else:
@@ -183,7 +184,7 @@ def write_rows(out: Path, args, inputs: dict[str, str], asked: list[dict], answe
     if out.is_dir():
         raise InputError(f"{out} is a folder; --out must name a file")
     state, record = processes(), out.with_name(out.name + ".run.json")
-    partials = lambda: sorted(out.parent.glob(f"{out.name}.partial*"))
+    partials = lambda: sorted(out.parent.glob(f"{glob.escape(out.name)}.partial*"))
     if state.is_main_process:
         out.parent.mkdir(parents=True, exist_ok=True)
         for partial in partials():

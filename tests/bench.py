@@ -216,6 +216,8 @@ def stages(config, rounds: int) -> list[dict]:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     embedding = config.vocab_size * config.hidden_size
     body = sum(p.numel() for p in model.parameters()) - embedding * (1 if config.tie_word_embeddings else 2)
+    idle = 1 - getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
+    body -= idle * sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     # A random model would draw any token: this one draws digits, about eight, as a calibrated one does.
     bias = torch.zeros(config.vocab_size, dtype=dtype, device=device)
     bias[[*range(48, 58), END]] = 40
@@ -248,7 +250,7 @@ def stages(config, rounds: int) -> list[dict]:
         hard = lambda c=completions, answer=answer: train_hard.hard_loss(answer(), c)
         objective = soft if name == "soft" else hard
         tokens = sum(map(len, paths))
-        read, logits = 32 * PROMPT + tokens - len(paths), tokens
+        read, logits = 32 * PROMPT + tokens - len(paths), 32 + tokens - len(paths)
         stage(name, lambda objective=objective: train(objective), read, logits, passes=2)
 
     model.eval()
@@ -260,7 +262,7 @@ def stages(config, rounds: int) -> list[dict]:
         tree = tree_of(next(row for row in make_rows("unseen") if row["id"] == CONTINUOUS))
         tokens = sum(tree.lengths[tree.quantile_leaves((np.arange(128) + 0.5) / 128)])
         scored = lambda: sample.logit_kl(model, prompt, tree, 128, 1024)
-        stage("logit KL of 128 paths", scored, int(tokens) - 128, int(tokens), passes=1)
+        stage("logit KL of 128 paths", scored, int(tokens) - 128, int(tokens) - 128, passes=1)
     hook.remove()
     return [row | {"tera_flops_of_a_matrix_product": rate / 1e12} for row in out]
 
@@ -280,10 +282,17 @@ def memory(name: str) -> dict:
         weights = 2 * sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     lora = 16 * layers * (2 * (width + heads * head) + 2 * (width + groups * head))
     experts = getattr(config, "num_experts_per_tok", 1)
-    # Two norms in float32 beside their outputs, the residual stream, attention, the feed-forward's four vectors.
+    # Bytes of a token and layer. Two norms in float32 beside their outputs, the residual stream, attention, the
+    # feed-forward's four vectors; LoRA's float32 copy of its four inputs, what dropout leaves of it, and the mask.
     kept = 2 * (8 * width + 3 * heads * head + 2 * groups * head + 4 * experts * forward)
-    answer = 9  # tokens of a number of Qwen3, at most
-    step = lambda k: layers * kept * 32 * (PROMPT + k * answer) + 32 * k * answer * vocabulary * (2 + 4 + 4 + 2)
+    kept += 9 * (3 * width + heads * head)
+    answer = 11  # tokens of the longest numbers, one per character
+    copied = 2 * 2 * layers * groups * head * 32 * (PROMPT + answer)  # keys and values, repeated for each branch
+    step = lambda k: (
+        layers * kept * 32 * (PROMPT + k * answer)
+        + (k > 1) * k * copied
+        + 32 * k * answer * vocabulary * (2 + 4 + 4 + 2)
+    )
     thin = 2 * layers * width * 32 * (PROMPT + answer) + 32 * answer * vocabulary * (2 + 4 + 4 + 2)
     rows = 1024 * (2 * 2 * layers * groups * head * (PROMPT + answer) + vocabulary * (2 + 8 + 8))
     fixed = weights + 16 * lora
