@@ -73,7 +73,8 @@ sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d"; one that fails i
 	  $(MAKE) --no-print-directory reproduce MODEL=$$model || skipped="$$skipped $$model"; \
 	  rows="$$rows $$(ls $$($(MAKE) --no-print-directory -s rows MODEL=$$model) 2>/dev/null)"; \
 	done; \
-	set -e; [ -z "$${rows# }" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
+	set -e; rows=$$(printf '%s\n' $$rows | sort -u); \
+	[ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
 	if [ "$$skipped" ]; then echo "sweep: skipped$$skipped (each said why, above)"; exit 1; fi
 
 rows:
