@@ -631,7 +631,7 @@ def retention_scores(paths: list[str]) -> list[dict]:
 
 
 def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[float | None, float | None]:
-    """95 % percentile interval of a statistic of values (F,), resampled with replacement; (None, None) if F < 2."""
+    """95 % percentile interval (Efron 1981) of a statistic of values (F,), resampled; (None, None) if F < 2."""
     if len(values) < 2:
         return None, None
     picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
