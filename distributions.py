@@ -396,6 +396,13 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     os.replace(temporary, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same for a text."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 # ---------------------------------------------------------------------------------------- command lines
 
 

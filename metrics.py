@@ -94,6 +94,7 @@ from distributions import (
     sample_outputs,
     scipy_args,
     write_jsonl,
+    write_text,
 )
 
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -783,12 +784,6 @@ def insert(path: Path, lines: list[str]) -> None:
     if opening in text and closing in text:
         body = text.split(opening)[0] + f"{opening}\n{body}{closing}" + text.split(closing)[1]
     write_text(path, body)
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 # --------------------------------------------------------------------------------------------------- pictures

@@ -76,6 +76,7 @@ from distributions import (
     read_prompts,
     read_rows,
     run,
+    write_text,
 )
 
 # ------------------------------------------------------------------------------------------ prompts in language
@@ -444,9 +445,7 @@ def retention(args) -> None:
             failed[name] = f"{type(error).__name__}: {trie.one_line(error)}"
             continue
         out.mkdir(parents=True, exist_ok=True)
-        temporary = out / "unfinished.tmp"
-        temporary.write_text(json.dumps(results, indent=1, default=handle_non_serializable) + "\n")
-        temporary.replace(files[name])
+        write_text(files[name], json.dumps(results, indent=1, default=handle_non_serializable) + "\n")
     if failed:
         reasons = "; ".join(dict.fromkeys(failed.values()))
         raise InputError(f"{', '.join(failed)} did not run: {reasons}; run this again to add what is missing")

@@ -48,7 +48,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
 from transformers.utils import logging as transformers_logging
 
-from distributions import InputError, read_jsonl, write_jsonl
+from distributions import InputError, read_jsonl, write_jsonl, write_text
 
 PAD = -1  # fills short rows of a token matrix; never a token id
 
@@ -156,9 +156,7 @@ def write_run(path: Path, args, device: torch.device, inputs: dict[str, str]) ->
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def begin_run(record: Path, args, device: torch.device, inputs: dict[str, str], unfinished: list[Path]) -> None:

@@ -84,28 +84,16 @@ def training(model, tokenizer, end: int, rounds: int) -> dict:
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = {}
 
-    def step(name, prompts):
+    def step(name, answer):
         model.zero_grad()
-        loss = train_hard.hard_loss(trie.branch(model, trie.prefill(model, prompts), completions), completions)
-        loss.backward()
+        train_hard.hard_loss(answer(), completions).backward()
         gradients[name] = torch.cat([p.grad.flatten() for p in parameters])
 
-    def separate():
-        # one row of prompt + completion each, in one plain forward pass without a cache; logits of completions only
-        width = max(map(len, prompts))
-        rows = [p for p in prompts for _ in range(16)]
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in rows], device=model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
-        inputs = torch.cat([ids, completions[:, :-1].clamp(min=0)], 1)
-        mask = torch.cat([mask, torch.ones_like(completions[:, :-1])], 1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        model.zero_grad()
-        keep = completions.shape[1]
-        out = model(input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep)
-        train_hard.hard_loss(out.logits, completions).backward()
-        gradients["separate"] = torch.cat([p.grad.flatten() for p in parameters])
-
-    row = compare("train 16 branches", lambda: step("branched", prompts), separate, 5, rounds)
+    branched = lambda: trie.branch(model, trie.prefill(model, prompts), completions)
+    separate = lambda: trie.complete(model, prompts, completions)
+    row = compare(
+        "train 16 branches", lambda: step("branched", branched), lambda: step("separate", separate), 5, rounds
+    )
     difference = (gradients["branched"] - gradients["separate"]).norm() / gradients["separate"].norm()
     return row | {"gradient_difference": float(difference)}
 

@@ -92,9 +92,10 @@ def test_branches_equal_whole_rows(folder):
     for how in ("branches", "whole rows", "checkpoints"):
         if how == "checkpoints":
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        cached = how == "branches"
-        logits = trie.branch(model, trie.prefill(model, prompts), completions) if cached else None
-        logits = trie.complete(model, prompts, completions) if logits is None else logits
+        if how == "branches":
+            logits = trie.branch(model, trie.prefill(model, prompts), completions)
+        else:
+            logits = trie.complete(model, prompts, completions)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), completions.flatten(), ignore_index=trie.PAD)
         model.zero_grad()
         loss.backward()

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sample
 import trie
-from distributions import canonical_outputs, perfect_probs, read_prompts
+from distributions import read_prompts
 
 
 def main() -> None:
@@ -25,19 +25,15 @@ def main() -> None:
     tokenizer, model = trie.load_tokenizer(args.model), trie.load_model(args.model)
     end, temperature = trie.end_token(tokenizer), [1.0]
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits / temperature[0])
-    prompts = []
-    for row in read_prompts(args.prompts):
-        texts, probs = canonical_outputs(row["family"], row["params"])
-        tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
-        floor = trie.kl_floor(tree.probs, perfect_probs(row["family"], row["params"])[tree.order], tree.lengths)
-        prompts.append((row, tree, floor))
+    prompts, options = read_prompts(args.prompts), argparse.Namespace(paths=128, rows=1024)
     for temperature[0] in (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0):
         excess = {}
-        for row, tree, floor in prompts:
+        for row in prompts:
             with torch.inference_mode():
                 prompt = trie.prefill(model, [trie.chat_ids(tokenizer, row["prompt"])])
-            kl = sample.logit_kl(model, prompt, tree, 128, 1024)
-            excess.setdefault(row["split"], {}).setdefault(row["family"], []).append(kl - floor)
+            exact = sample.exact_numbers(model, tokenizer, end, row, prompt, options)
+            above = exact["logit_kl"] - exact["logit_kl_floor"]
+            excess.setdefault(row["split"], {}).setdefault(row["family"], []).append(above)
         medians = {split: np.median([np.mean(v) for v in families.values()]) for split, families in excess.items()}
         shown = ", ".join(f"{split} {value:.3f}" for split, value in medians.items())
         print(f"temperature {temperature[0]}: median excess KL {shown}")
