@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 TINY = str(Path(__file__).parent / "tiny")
+FILES = ("distributions.py", "trie.py", "train_soft.py", "train_hard.py", "sample.py", "metrics.py")
 sys.path.insert(0, str(ROOT))
 
 import train_hard
 import train_soft
 import trie
-from distributions import run
+from distributions import read_rows, run, to_jsonl, write_text
 
 torch.set_num_threads(1)  # as in the scripts' own runs below: the same sums in the same order
 
@@ -86,18 +87,29 @@ STYLES = ("tiny", "llama", "gemma", "qwen", "harmony")
 
 
 @pytest.fixture(scope="session")
-def tokenizers() -> dict:
-    return {style: trie.load_tokenizer(TINY) if style == "tiny" else build(style) for style in STYLES}
+def loaded() -> tuple:
+    """(model, tokenizer, end) of the embedded model."""
+    return trie.load(TINY)
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tokenizers):
-    return tokenizers["tiny"]
+def tokenizers(loaded) -> dict:
+    return {style: loaded[1] if style == "tiny" else build(style) for style in STYLES}
 
 
 @pytest.fixture(scope="session")
-def model():
-    return trie.load_model(TINY)
+def model(loaded):
+    return loaded[0]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(loaded):
+    return loaded[1]
+
+
+@pytest.fixture(scope="session")
+def end(loaded) -> int:
+    return loaded[2]
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +117,15 @@ def data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data")
     assert script("distributions.py", "--out", out).returncode == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory, data) -> list[Path]:
+    """Two unseen prompts and two ood ones."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for split in ("unseen", "ood"):
+        write_text(folder / f"{split}.jsonl", to_jsonl(read_rows([data / f"{split}.jsonl"])[:4:3]))
+    return [folder / "unseen.jsonl", folder / "ood.jsonl"]
 
 
 def script(*args, **options) -> subprocess.CompletedProcess:
@@ -116,7 +137,8 @@ def command(name, *args) -> list[str]:
     return [sys.executable, str(ROOT / name), *map(str, args)]
 
 
-OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")  # the tests may run under make, and run make
+# The tests may run under make, and run make.
+OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "MODEL_IS")
 ENV = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE} | {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -167,7 +189,7 @@ def kit(tmp_path) -> Path:
     """A copy of the kit, to make things in."""
     folder = tmp_path / "kit"
     (folder / "tests").mkdir(parents=True)
-    for name in ("Makefile", "distributions.py", "trie.py", "train_soft.py", "sample.py", "metrics.py"):
+    for name in ("Makefile", *FILES):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(TINY, folder / "tests" / "tiny")
     return folder

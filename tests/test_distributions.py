@@ -1,12 +1,13 @@
-"""Families, grids and canonical outputs, against hand-written formulas."""
+"""Families, grids and canonical outputs, against hand-written formulas; rows with a target of their own."""
 
+import json
 import math
 import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import script
+from conftest import complaint, script
 from scipy import stats
 
 import distributions as d
@@ -15,8 +16,11 @@ ALL = [row for split in ("train", "unseen", "ood") for row in d.make_rows(split)
 HELD_OUT = [row for row in ALL if row["split"] != "train"]
 
 
-def params_of(row):
-    return pytest.param(row["family"], row["params"], id=row["id"])
+def target(family, **params):
+    return {"family": family, "params": params}
+
+
+POISSON = target("poisson", **{"lambda": 4})
 
 
 def test_counts_ids_and_families():
@@ -88,75 +92,144 @@ BY_HAND = {
 @pytest.mark.parametrize("key", BY_HAND, ids=lambda key: key[0])
 def test_masses_are_cdf_differences(key):
     family, *values = key
-    params = dict(zip(d.FAMILIES[family].params, values, strict=True))
-    texts, probs = d.canonical_outputs(family, params)
+    row = target(family, **dict(zip(d.FAMILIES[family].params.split(), values, strict=True)))
+    texts, probs, _ = d.canonical_outputs(row)
     x = [float(text) for text in texts]
     assert x == sorted(x)
     for i in range(len(x) - 1):
-        middle = x[i] if d.FAMILIES[family].discrete else (x[i] + x[i + 1]) / 2
+        middle = x[i] if d.is_discrete(row) else (x[i] + x[i + 1]) / 2
         assert probs[: i + 1].sum() == pytest.approx(BY_HAND[key](middle), abs=1e-9)
 
 
-@pytest.mark.parametrize("family, params", [params_of(row) for row in HELD_OUT])
-def test_cdf_is_within_half_a_bin(family, params):
-    texts, probs = d.canonical_outputs(family, params)
-    spec, args = d.scipy_args(family, params)
+@pytest.mark.parametrize("row", HELD_OUT, ids=lambda row: row["id"])
+def test_cdf_is_within_half_a_bin(row):
+    texts, probs, _ = d.canonical_outputs(row)
+    dist, discrete = d.distribution(row), d.is_discrete(row)
     assert probs.sum() == pytest.approx(1, abs=1e-12) and (probs > 0).all() and len(set(texts)) == len(texts)
     x, cumulative = np.array(texts, float), np.cumsum(probs)[:-1]
-    half = 0 if spec.discrete else np.diff(x) / 2 + 1e-9
-    assert (spec.dist.cdf(x[:-1] - half, *args) <= cumulative + 1e-9).all()
-    assert (cumulative <= spec.dist.cdf(x[:-1] + half, *args) + 1e-9).all()
-    if not spec.discrete:
+    half = 0 if discrete else np.diff(x) / 2 + 1e-9
+    assert (dist.cdf(x[:-1] - half) <= cumulative + 1e-9).all()
+    assert (cumulative <= dist.cdf(x[:-1] + half) + 1e-9).all()
+    if not discrete:
         assert len(texts) <= 1001 and all(len(text.split(".")[1]) == 5 for text in texts)
-        assert spec.dist.cdf(x[0] - 1e-5, *args) <= 0.001 <= spec.dist.cdf(x[0], *args) + 1e-12
+        assert dist.cdf(x[0] - 1e-5) <= 0.001 <= dist.cdf(x[0]) + 1e-12
 
 
 def test_every_prompt_builds():
     for row in ALL:
-        texts, probs = d.canonical_outputs(row["family"], row["params"])
-        assert abs(probs.sum() - 1) < 1e-9 and len(texts) == len(probs) and "-0.00000" not in texts
+        texts, probs, perfect = d.canonical_outputs(row)
+        assert abs(probs.sum() - 1) < 1e-9 and len(texts) == len(probs) == len(perfect) and "-0.00000" not in texts
 
 
 def test_the_middle_of_a_symmetric_family_is_zero_without_a_sign():
-    texts, _ = d.canonical_outputs("gaussian", {"mu": 0, "sigma": 1})
+    texts, *_ = d.canonical_outputs(target("gaussian", mu=0, sigma=1))
     assert texts[500] == "0.00000" and texts[0] == "-" + texts[-1]
-    assert d.to_texts(d.FAMILIES["gaussian"], np.array([-1, 0, 1, -123456])) == [
-        "-0.00001", "0.00000", "0.00001", "-1.23456",
-    ]  # fmt: skip
+    assert d.to_texts(np.array([-1, 0, 1, -123456]), 10**5) == ["-0.00001", "0.00000", "0.00001", "-1.23456"]
+    assert d.to_texts(np.array([-1, 0, 12]), 1) == ["-1", "0", "12"]
 
 
 def test_few_candidates_are_kept_whole():
-    texts, _ = d.canonical_outputs("uniform", {"a": 0, "b": 0.001})
+    texts, *_ = d.canonical_outputs(target("uniform", a=0, b=0.001))
     assert texts == [f"0.{k:05d}" for k in range(1, 100)]  # the quantiles .001 and .999 cut 0 and .001 off
 
 
 def test_a_wide_grid_is_never_materialized():
+    row = target("lognormal", mu=2.5, sigma=2)  # 6e8 five-decimal values
     tracemalloc.start()
-    texts, _ = d.canonical_outputs("lognormal", {"mu": 2.5, "sigma": 2})  # 6e8 five-decimal values
-    d.sample_outputs("lognormal", {"mu": 2.5, "sigma": 2}, 100, np.random.default_rng(0), 16384)
+    texts, *_ = d.canonical_outputs(row)
+    d.sample_outputs(row, 100, np.random.default_rng(0), 16384)
     assert len(texts) == 1001 and tracemalloc.get_traced_memory()[1] < 4e6
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("family, params", [params_of(row) for row in HELD_OUT[::4]])
-def test_sampling_follows_the_canonical_probabilities(family, params):
-    texts, probs = d.canonical_outputs(family, params, max_bins=9)
-    drawn, perfect = d.sample_outputs(family, params, 4000, np.random.default_rng(0), max_bins=9)
-    counts = Counter(drawn)
-    assert set(counts) <= set(texts)
-    kept = probs * 4000 >= 5
-    observed = np.array([counts[text] for text in texts])
-    cells = [*observed[kept], observed[~kept].sum()], [*probs[kept] * 4000, probs[~kept].sum() * 4000]
-    assert stats.chisquare(*(c if cells[1][-1] > 0 else c[:-1] for c in cells)).pvalue > 1e-3
-    expected = dict(zip(texts, d.perfect_probs(family, params, 9), strict=True))
+def follows(drawn: list[str], texts: list[str], probs: np.ndarray) -> bool:
+    """Chi-square over cells that expect five draws or more; the others are one cell."""
+    counts, expected = Counter(drawn), probs * len(drawn)
+    observed, kept = np.array([counts[text] for text in texts]), expected >= 5
+    cells = [*observed[kept], observed[~kept].sum()], [*expected[kept], expected[~kept].sum()]
+    cells = cells if cells[1][-1] > 0 else [cell[:-1] for cell in cells]
+    return set(counts) <= set(texts) and stats.chisquare(*cells).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("row", HELD_OUT[::4], ids=lambda row: row["id"])
+def test_sampling_follows_the_canonical_probabilities(row):
+    texts, probs, of_all = d.canonical_outputs(row, max_bins=9)
+    drawn, perfect = d.sample_outputs(row, 4000, np.random.default_rng(0), max_bins=9)
+    assert follows(drawn, texts, probs)
+    expected = dict(zip(texts, of_all, strict=True))
     assert perfect == pytest.approx([expected[text] for text in drawn], rel=1e-9)
 
 
 def test_perfect_probs_are_those_of_printing_five_decimals():
-    texts, probs = d.canonical_outputs("uniform", {"a": 0, "b": 2})
-    perfect = d.perfect_probs("uniform", {"a": 0, "b": 2})
+    _, probs, perfect = d.canonical_outputs(target("uniform", a=0, b=2))
     assert perfect == pytest.approx(0.5e-5) and probs[1] == pytest.approx(0.998 / 1000, rel=0.01)
-    assert (d.perfect_probs("poisson", {"lambda": 4}) == d.canonical_outputs("poisson", {"lambda": 4})[1]).all()
+    _, probs, perfect = d.canonical_outputs(POISSON)
+    assert (perfect == probs).all()
+
+
+def test_two_decimals_are_a_coarser_lattice():
+    row = target("gaussian", mu=0, sigma=1)
+    texts, probs, perfect = d.canonical_outputs(row | {"decimals": 2})
+    assert texts == [f"{k / 100:.2f}".replace("-0.00", "0.00") for k in range(-309, 310)]
+    assert probs[309] == pytest.approx(math.erf(0.005 / math.sqrt(2)), rel=1e-9) == perfect[309]
+    drawn, _ = d.sample_outputs(row | {"decimals": 2}, 1000, np.random.default_rng(0), max_bins=None)
+    assert set(drawn) <= set(texts) and len(set(drawn)) > 200
+    assert all(row["decimals"] == 2 for row in d.make_rows("ood", 2))
+    assert not any("decimals" in row for row in d.make_rows("ood"))
+    # A discrete family has no decimals, whatever the row says.
+    assert d.canonical_outputs(POISSON | {"decimals": 2})[0] == d.canonical_outputs(POISSON)[0]
+
+
+@pytest.mark.parametrize(
+    "row", [target("binomial", n=40, p=0.3), target("poisson", **{"lambda": 30}), target("skellam", mu1=9, mu2=9)],
+    ids=lambda row: row["family"],
+)  # fmt: skip
+def test_a_thinned_discrete_family_gives_each_kept_value_its_neighbourhood(row):
+    """By hand: every integer's probability goes to the nearest kept one, to the lower of two equally near."""
+    texts, probs, perfect = d.canonical_outputs(row, max_bins=6)
+    kept, mass = [int(text) for text in texts], Counter()
+    assert len(kept) == 6 and max(np.diff(kept)) - min(np.diff(kept)) <= 1
+    for k in range(-400, 401):
+        mass[min(kept, key=lambda value: (abs(k - value), value))] += float(d.distribution(row).pmf(k))
+    assert probs == pytest.approx([mass[value] for value in kept], abs=1e-9)
+    pmf = [float(d.distribution(row).pmf(value)) for value in kept[1:-1]]
+    assert perfect[1:-1] == pytest.approx(pmf, rel=1e-6) and (perfect <= probs + 1e-12).all()
+    drawn, own = d.sample_outputs(row, 4000, np.random.default_rng(0), max_bins=6)
+    assert follows(drawn, texts, probs) and set(own) <= set(perfect)
+
+
+def test_a_row_may_bring_a_target_of_its_own():
+    row = {"outputs": ["red", "green", "blue"], "probs": [0.5, 0.5, 0]}
+    texts, probs, perfect = d.canonical_outputs(row)
+    assert texts == ["red", "green", "blue"] and probs.tolist() == perfect.tolist() == [0.5, 0.5, 0]
+    for bins in (2, None):
+        drawn, own = d.sample_outputs(row, 2000, np.random.default_rng(0), bins)
+        assert abs(drawn.count("red") - 1000) < 100 and "blue" not in drawn and set(own) == {0.5}
+
+
+EXTREMES = [
+    target("gaussian", mu=0, sigma=1e14), target("gaussian", mu=0, sigma=2e13), target("gaussian", mu=1e15, sigma=1),
+    target("pareto", alpha=0.001, xm=1), target("pareto", alpha=0.1, xm=1), target("cauchy", x0=0, gamma=1e9),
+    target("poisson", **{"lambda": 1e15}), target("poisson", **{"lambda": 1e6}), target("binomial", n=10**10, p=0.5),
+    target("binomial", n=10**6, p=1e-6), target("geometric", p=1e-9), target("lognormal", mu=0, sigma=50),
+    target("weibull", k=0.01, **{"lambda": 1}), target("beta", alpha=1e-3, beta=1e-3), target("student_t", nu=0.05),
+    target("hypergeometric", M=10**9, K=10**8, N=10**6), target("bernoulli", p=1), target("gamma", alpha=1e-3, beta=1),
+    target("truncnorm", mu=0, sigma=1, lower=30, upper=40), target("gaussian", mu=float("inf"), sigma=1),
+    target("chi_square", nu=1e12), target("negative_binomial", r=1e-3, p=0.5), target("exponential", **{"lambda": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("row", EXTREMES, ids=lambda row: f"{row['family']} {row['params']}")
+def test_extreme_parameters_work_or_are_refused(row):
+    try:
+        texts, probs, perfect = d.canonical_outputs(row)
+        drawn, own = d.sample_outputs(row, 50, np.random.default_rng(0), max_bins=1001)
+    except d.InputError as error:
+        assert row["family"] in str(error) and "\n" not in str(error)
+    else:
+        assert len(set(texts)) == len(texts) >= 2 and set(drawn) <= set(texts)
+        assert abs(probs.sum() - 1) < 1e-9 and (probs >= 0).all() and (perfect >= 0).all() and (own >= 0).all()
 
 
 def test_batches_mix_families_to_the_last_one():
@@ -186,19 +259,63 @@ def test_each_prompt_has_its_own_stream():
         ("normal", {}, "unknown family 'normal'"),
         ("gaussian", {"mu": 1}, "takes the parameters mu, sigma"),
         ("gaussian", {"mu": 1, "sigma": 1, "nu": 2}, "takes the parameters mu, sigma"),
-        ("gaussian", {"mu": 1, "sigma": 0}, "sigma must be > 0, got 0"),
-        ("gaussian", {"mu": 1, "sigma": -1}, "sigma must be > 0, got -1"),
-        ("gaussian", {"mu": float("nan"), "sigma": 1}, "mu must be a number, got nan"),
-        ("gaussian", {"mu": "1", "sigma": 1}, "mu must be a number, got '1'"),
-        ("uniform", {"a": 2, "b": 2}, "a < b must hold"),
-        ("bernoulli", {"p": 1.5}, "p must be strictly between 0 and 1"),
-        ("binomial", {"n": 2.5, "p": 0.5}, "n must be a positive integer, got 2.5"),
-        ("triangular", {"a": 0, "c": 3, "b": 2}, "a <= c <= b"),
-        ("hypergeometric", {"M": 5, "K": 6, "N": 2}, "K <= M"),
-        ("truncnorm", {"mu": 0, "sigma": 1, "lower": 1, "upper": 1}, "lower < upper"),
-        ("gaussian", {"mu": 0.000005, "sigma": 1e-9}, "narrower"),
+        ("gaussian", {"mu": 1, "sigma": 0}, "gaussian: there is none with .*'sigma': 0"),
+        ("gaussian", {"mu": 1, "sigma": -1}, "gaussian: there is none with .*'sigma': -1"),
+        ("gaussian", {"mu": float("nan"), "sigma": 1}, "there is none with .*nan"),
+        ("gaussian", {"mu": "1", "sigma": 1}, "there is none with .*'1'"),
+        ("uniform", {"a": 2, "b": 2}, "uniform: there is none"),
+        ("bernoulli", {"p": 1.5}, "bernoulli: there is none"),
+        ("binomial", {"n": 2.5, "p": 0.5}, "binomial: there is none"),
+        ("triangular", {"a": 0, "c": 3, "b": 2}, "triangular: there is none"),
+        ("triangular", {"a": 2, "c": 2, "b": 2}, "triangular: there is none"),
+        ("hypergeometric", {"M": 5, "K": 6, "N": 2}, "hypergeometric: there is none"),
+        ("truncnorm", {"mu": 0, "sigma": 1, "lower": 1, "upper": 1}, "truncnorm: there is none"),
+        ("gaussian", {"mu": 0.000005, "sigma": 1e-9}, "fewer than two numbers of this precision"),
+        ("gaussian", {"mu": 0, "sigma": 1e14}, "too large to compute with"),
     ],
 )
 def test_impossible_parameters_are_named(family, params, message):
     with pytest.raises(d.InputError, match=message):
-        d.canonical_outputs(family, params)
+        d.canonical_outputs(target(family, **params))
+
+
+FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads", "tails"], "probs": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"probs": [0.5, 0.4]}, ":2: probs must not be negative and sum to 1; the sum is 0.9"),
+        ({"probs": [1.5, -0.5]}, ":2: probs must not be negative"),
+        ({"probs": [1.0]}, ":2: outputs must be two or more different texts, and probs one number for each"),
+        ({"outputs": ["heads", "heads"]}, ":2: outputs must be two or more different texts"),
+        ({"outputs": ["heads"], "probs": [1]}, ":2: outputs must be two or more different texts"),
+        ({"prompt": 5}, ":2: id, split and prompt must be texts"),
+        ({"id": "a"}, ":2: id 'a' was already at .*:1"),
+    ],
+)
+def test_bad_rows_of_one_s_own_are_named(tmp_path, changes, message):
+    file = tmp_path / "f.jsonl"
+    d.write_text(file, d.to_jsonl([FINE, FINE | {"id": "b"} | changes]))
+    with pytest.raises(d.InputError, match=message):
+        d.read_prompts([file])
+    d.write_text(file, d.to_jsonl([FINE, FINE | {"id": "b", "prompt": "Toss it again."}]))
+    assert [row["id"] for row in d.read_prompts([file])] == ["a", "b"]
+
+
+def test_a_limit_keeps_families_mixed(data):
+    kept = d.read_prompts([data / "train.jsonl"], limit=48)
+    assert len(kept) == len({row["id"] for row in kept}) == 48 and len({row["family"] for row in kept}) > 15
+    assert len(d.read_prompts([data / "ood.jsonl"], limit=99)) == 18
+
+
+def test_files_made_otherwise_are_refused(tmp_path):
+    """A second run writes the same files; one with other decimals names the file, and writes nothing."""
+    assert script("distributions.py", "--out", tmp_path).returncode == 0
+    before = (tmp_path / "train.jsonl").read_bytes()
+    line = complaint(d, "--out", tmp_path, "--decimals", 2)
+    assert "unseen.jsonl is there already, with other prompts" in line
+    assert (tmp_path / "train.jsonl").read_bytes() == before
+    assert script("distributions.py", "--out", tmp_path / "two", "--decimals", 2).returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "two" / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 1988 and all(row["decimals"] == 2 for row in rows)

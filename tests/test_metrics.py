@@ -1,18 +1,34 @@
-"""Scores by hand: what counts as an answer, normalized W1, goodness of fit, total variation, aggregation, target rows."""
+"""Scores by hand: what counts as an answer, normalized W1, CDF gap, goodness of fit, the excess KL's two parts, total
+variation, aggregation, target rows."""
 
 import math
+import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
+from conftest import call, complaint
 from scipy import stats
 
 import metrics
-from distributions import InputError, canonical_outputs, make_rows, read_jsonl, read_rows, sample_outputs, write_jsonl
+from distributions import (
+    canonical_outputs,
+    distribution,
+    is_discrete,
+    make_rows,
+    read_rows,
+    sample_outputs,
+    to_jsonl,
+    write_text,
+)
 
-NORMAL, COUNT = ("gaussian", {"mu": 0, "sigma": 1}), ("poisson", {"lambda": 4})
+NORMAL = {"family": "gaussian", "params": {"mu": 0, "sigma": 1}}
+COUNT = {"family": "poisson", "params": {"lambda": 4}}
+COIN = {"family": "bernoulli", "params": {"p": 0.5}}
+
+
+def parsed(text, row) -> float | None:
+    return metrics.parse_number(text, *distribution(row).support(), is_discrete(row))
 
 
 @pytest.mark.parametrize(
@@ -24,18 +40,20 @@ NORMAL, COUNT = ("gaussian", {"mu": 0, "sigma": 1}), ("poisson", {"lambda": 4})
         ("1,234", None), ("1 2", None), ("--1", None), ("+-1", None), ("3.5 is my number", None), ("x=3.5", None),
         ("3.5.", None), ("nan", None), ("NaN", None), ("inf", None), ("-Infinity", None), ("1e999", None),
         ("0x10", None), ("1_000", None), ("½", None), ("٣", None), ("３.５", None), ("2/3", None), ("50%", None),
+        ("1e99", 1e99), ("1.7e308", None), ("-1.7e308", None), ("1e100", None), ("9" * 400, None), ("1e-400", 0.0),
         ("3.5<|endoftext|>", None), ("3.14159265358979…", None), ("\u22122.5", None), ("**3.5**", None),
     ],
 )  # fmt: skip
 def test_parse_number(text, value):
-    assert metrics.parse_number(text, *NORMAL) == value
+    assert parsed(text, NORMAL) == value
 
 
 @pytest.mark.parametrize(
     "text, family, params, valid",
     [
-        ("3", *COUNT, True), ("3.0", *COUNT, True), ("3e0", *COUNT, True), ("3.5", *COUNT, False), ("-1", *COUNT, False),
-        ("50", *COUNT, True), ("0", "geometric", {"p": 0.5}, False), ("1", "geometric", {"p": 0.5}, True),
+        *((text, *COUNT.values(), True) for text in ("3", "3.0", "3e0", "50")),
+        *((text, *COUNT.values(), False) for text in ("3.5", "-1")),
+        ("0", "geometric", {"p": 0.5}, False), ("1", "geometric", {"p": 0.5}, True),
         ("-0.1", "exponential", {"lambda": 1}, False), ("1e6", "exponential", {"lambda": 1}, True),
         ("1.2", "beta", {"alpha": 2, "beta": 2}, False), ("3.4", "pareto", {"alpha": 6.5, "xm": 3.5}, False),
         ("2", "bernoulli", {"p": 0.5}, False), ("11", "uniform", {"a": 3.5, "b": 10.5}, False),
@@ -44,89 +62,188 @@ def test_parse_number(text, value):
     ],
 )  # fmt: skip
 def test_valid_means_inside_the_support(text, family, params, valid):
-    assert (metrics.parse_number(text, family, params) is not None) == valid
+    assert (parsed(text, {"family": family, "params": params}) is not None) == valid
 
 
-def w1(values, counts, support, probs):
-    return metrics.normalized_w1(*(np.array(x, float) for x in (values, counts, support, probs)))
+def by_hand(statistic, *arrays):
+    return statistic(*(np.array(array, float) for array in arrays))
 
 
 def test_normalized_w1_by_hand():
     # Target 0, 1, 2 with 1/4, 1/2, 1/4: median 1, E|X - 1| = 1/2.
     support, probs = [0, 1, 2], [0.25, 0.5, 0.25]
-    assert w1([1], [5], support, probs) == pytest.approx(1)  # the median, always
-    assert w1([0, 1, 2], [1, 2, 1], support, probs) == pytest.approx(0)  # the target itself
-    assert w1([1, 2], [3, 1], support, probs) == pytest.approx(0.5)  # 1/4 of the mass one step off
-    assert w1([4], [1], support, probs) == pytest.approx(6)  # everything moves 3 on average
+    w1 = lambda values: by_hand(metrics.normalized_w1, values, support, probs)
+    assert w1([1] * 5) == pytest.approx(1)  # the median, always
+    assert w1([2, 1, 0, 1]) == pytest.approx(0)  # the target itself
+    assert w1([1, 1, 2, 1]) == pytest.approx(0.5)  # 1/4 of the mass one step off
+    assert w1([4]) == pytest.approx(6)  # everything moves 3 on average
+
+
+def test_cdf_gap_by_hand():
+    # The target's distribution function: 1/4 from 0, 3/4 from 1, 1 from 2.
+    support, probs = [0, 1, 2], [0.25, 0.5, 0.25]
+    gap = lambda values: by_hand(metrics.cdf_gap, values, support, probs)
+    assert gap([2, 1, 0, 1]) == pytest.approx(0)
+    assert gap([1] * 5) == pytest.approx(0.25)  # at 0, where none of the draws lie, and at 1
+    assert gap([0, 0, 1, 2]) == pytest.approx(0.25)  # at 0: 1/2 for 1/4
+    assert gap([0, 0, 0, 2]) == pytest.approx(0.5)  # at 0: 3/4 for 1/4
+    assert gap([4]) == gap([1e99]) == pytest.approx(1)  # at 2; however far the wild draw
+    assert gap([-3, 0, 1, 1]) == pytest.approx(0.25)  # at -3, below the whole support, and at 0 and 1
+    assert gap([0.5, 0.5, 0.5, 0.5]) == pytest.approx(0.75)  # between two of the target's values
+
+
+@pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
+def test_cdf_gap_is_scipy_s_statistic_where_the_lattice_is_fine(row):
+    drawn, _ = sample_outputs(row, 300, np.random.default_rng(0), max_bins=None)
+    values = np.array(drawn, float) + 1
+    texts, probs, _ = canonical_outputs(row)
+    if is_discrete(row):  # scipy's is for continuous functions; by hand, at the integers
+        exact = max(abs((values <= k).mean() - distribution(row).cdf(k)) for k in range(-1, 40))
+    else:
+        exact = stats.kstest(values, distribution(row).cdf).statistic
+    assert metrics.cdf_gap(values, np.array(texts, float), probs) == pytest.approx(exact, abs=0.004)
 
 
 @pytest.mark.parametrize("row", make_rows("unseen") + make_rows("ood"), ids=lambda row: row["id"])
 def test_the_constant_median_scores_one(row):
     """Also for Cauchy and Bernoulli(.1), where variance or IQR are of no use."""
-    texts, probs = canonical_outputs(row["family"], row["params"])
-    median = texts[int(np.searchsorted(np.cumsum(probs), 0.5))]
-    scores = metrics.score_numbers(row | {"n": 10, "draws": {median: 10}})
+    texts, probs, _ = canonical_outputs(row)
+    middle = int(np.searchsorted(np.cumsum(probs), 0.5))
+    scores = metrics.score(row | base_fields(draws=[texts[middle]] * 10))
     assert scores["normalized_w1"] == pytest.approx(1, abs=1e-9) and scores["valid_rate"] == 1
+    assert scores["cdf_gap"] == pytest.approx(max(probs[:middle].sum(), probs[middle + 1 :].sum()), abs=1e-9)
 
 
-def test_a_large_sample_of_the_target_scores_zero():
-    for family, params in (NORMAL, COUNT):
-        texts, _ = sample_outputs(family, params, 200_000, np.random.default_rng(0), max_bins=0)
-        values, counts = np.unique(np.array(texts, float), return_counts=True)
-        support, probs = canonical_outputs(family, params)
-        assert metrics.normalized_w1(values, counts, np.array(support, float), probs) < 0.01
+@pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
+def test_a_large_sample_of_the_target_scores_zero(row):
+    texts, _ = sample_outputs(row, 200_000, np.random.default_rng(0), max_bins=None)
+    support, probs, _ = canonical_outputs(row)
+    arrays = np.array(texts, float), np.array(support, float), probs
+    assert metrics.normalized_w1(*arrays) < 0.01 and metrics.cdf_gap(*arrays) < 0.005
 
 
 def test_target_row_matches_theory():
-    """For n true draws E W1 is about the integral of E|F_n - F| = sqrt(2 F (1 - F) / (pi n)), over E|X - median|."""
+    """For n true draws E W1 is about the integral of E|F_n - F| = sqrt(2 F (1 - F) / (pi n)), over E|X - median|;
+    and sqrt(n) times the CDF gap has Kolmogorov's mean, sqrt(pi / 2) log 2."""
     (row,) = [r for r in make_rows("unseen") if r["family"] == "gaussian"]
-    scores = [
-        metrics.score_numbers(metrics.target_row(row | {"n": 1000, "id": str(i)}))["normalized_w1"] for i in range(40)
-    ]
+    scores = [metrics.score(metrics.target_row(row | base_fields(id=str(i)))) for i in range(40)]
     z = np.linspace(-8, 8, 4001)
     phi = np.array([(1 + math.erf(x / math.sqrt(2))) / 2 for x in z])
     theory = np.trapezoid(np.sqrt(2 * phi * (1 - phi) / (math.pi * 1000)), z) / math.sqrt(2 / math.pi)
-    assert np.mean(scores) == pytest.approx(theory, rel=0.15)
+    assert np.mean([s["normalized_w1"] for s in scores]) == pytest.approx(theory, rel=0.15)
+    kolmogorov = math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(1000)
+    assert np.mean([s["cdf_gap"] for s in scores]) == pytest.approx(kolmogorov, rel=0.15)
 
 
 def test_target_row_passes_and_has_no_excess():
     rows = [r | base_fields() for r in make_rows("unseen") + make_rows("ood")]
-    scored = [metrics.score_numbers(metrics.target_row(row)) for row in rows]
-    assert all(s["valid_rate"] == 1 and s["excess_kl"] == 0 for s in scored)
+    scored = [metrics.score(metrics.target_row(row)) for row in rows]
+    assert all(s["valid_rate"] == 1 and s["excess_kl"] == s["form_kl"] == s["shape_kl"] == 0 for s in scored)
     assert sum(s["gof_pass_rate"] for s in scored) >= 40  # of 42, at the 1 % level
 
 
-@pytest.mark.parametrize("family, params", [NORMAL, COUNT])
-def test_goodness_of_fit(family, params):
-    rng = np.random.default_rng(1)
-    good, _ = sample_outputs(family, params, 1000, rng, max_bins=0)
+@pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
+def test_goodness_of_fit(row):
+    good, _ = sample_outputs(row, 1000, np.random.default_rng(1), max_bins=None)
     passed = {}
-    for name, values in {"good": np.array(good, float), "constant": np.full(1000, 1.0)}.items():
-        passed[name] = metrics.fits(*np.unique(values, return_counts=True), family, params)
-    assert passed == {"good": True, "constant": False}
+    for name, draws in {"good": good, "constant": ["1"] * 1000}.items():
+        passed[name] = metrics.score(row | base_fields(draws=draws))["gof_pass_rate"]
+    assert passed == {"good": 1, "constant": 0}
 
 
-def test_pooling_joins_cells_from_the_left():
-    observed, expected = metrics.pool(np.array([1, 2, 3, 4, 5]), np.array([1.0, 4.0, 6.0, 4.0, 2.0]))
-    assert expected.tolist() == [5, 6, 6] and observed.tolist() == [3, 3, 9]
-    observed, expected = metrics.pool(np.array([1, 2, 3]), np.array([6.0, 6.0, 1.0]))
-    assert expected.tolist() == [6, 7] and observed.tolist() == [1, 5]
+def kolmogorov(x: float) -> float:
+    """P(sqrt(n) sup |F_n - F| > x) for large n, Kolmogorov's series."""
+    return 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, 20))
+
+
+@pytest.mark.parametrize("shift, p, passes", [(0.0480, 0.018, 1), (0.0550, 0.0044, 0), (0.0600, 0.0014, 0)])
+def test_the_level_of_the_continuous_test_is_one_percent(shift, p, passes):
+    """1000 evenly spread values of the uniform distribution on 0..1, all moved by as much as `shift`."""
+    row = {"family": "uniform", "params": {"a": 0, "b": 1}}
+    draws = [f"{min((i + 0.5) / 1000 + shift, 1):.5f}" for i in range(1000)]
+    assert kolmogorov(math.sqrt(1000) * (shift + 0.0005)) == pytest.approx(p, rel=0.1)
+    assert metrics.score(row | base_fields(draws=draws))["gof_pass_rate"] == passes
+
+
+@pytest.mark.parametrize("heads, p, passes", [(538, 0.0162, 1), (545, 0.0044, 0), (550, 0.0016, 0)])
+def test_the_level_of_the_discrete_test_is_one_percent(heads, p, passes):
+    """1000 tosses: chi-square with one degree of freedom, (heads - 500)^2 / 250."""
+    assert math.erfc((heads - 500) / math.sqrt(250) / math.sqrt(2)) == pytest.approx(p, rel=0.03)
+    draws = ["1"] * heads + ["0"] * (1000 - heads)
+    assert metrics.score(COIN | base_fields(draws=draws))["gof_pass_rate"] == passes
+
+
+@pytest.mark.parametrize(
+    "seen, wanted, pooled",
+    [
+        ([1, 2, 3, 4, 7], [1, 4, 6, 4, 2], ([3, 3, 11], [5, 6, 6])),
+        ([1, 2, 10], [6, 6, 1], ([1, 12], [6, 7])),
+        ([8, 5], [7, 6], ([8, 5], [7, 6])),
+    ],
+)
+def test_pooling_joins_cells_from_the_left(monkeypatch, seen, wanted, pooled):
+    """Until each expects five; what is left over goes to the last."""
+    tested, chisquare = [], stats.chisquare
+    monkeypatch.setattr(metrics.stats, "chisquare", lambda *cells: tested.append(cells) or chisquare(*cells))
+    values = np.repeat(np.arange(len(seen)), seen)
+    metrics.fits(values, COUNT, np.arange(len(seen)), np.array(wanted) / sum(wanted))
+    ((observed, expected),) = tested
+    assert observed.tolist() == pooled[0] and expected == pytest.approx(pooled[1])
 
 
 def base_fields(**changes) -> dict:
-    fields = {"model": "m", "method": "base", "n": 1000, "draws": {"1": 1000}, "logit_kl": 2.0, "logit_kl_floor": 0.5}
-    return fields | {"seconds": 1.0} | changes
+    fields = {"axis": "numbers", "model": "m", "method": "base", "protocol": None, "draws": ["1"] * 1000}
+    fields |= {"logit_kl": 2.0, "logit_kl_form": 0.4, "logit_kl_floor": 0.5, "seconds": 1.0, "tokens": 4000}
+    return fields | changes
 
 
-def test_nothing_valid_has_no_w1():
+def values(rows, method="base") -> dict:
+    """metric -> its score row."""
+    return {row["metric"]: row for row in metrics.aggregate(rows) if row["method"] == method}
+
+
+def test_the_excess_is_form_and_shape():
+    scores = metrics.score(COIN | base_fields())
+    assert (scores["logit_kl"], scores["logit_kl_floor"], scores["excess_kl"]) == (2, 0.5, 1.5)
+    assert (scores["form_kl"], scores["shape_kl"]) == pytest.approx((0.4, 1.1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_valid_is_an_infinite_w1():
     (row,) = [r for r in make_rows("unseen") if r["family"] == "gaussian"]
-    scores = metrics.score_numbers(row | base_fields(draws={"Sure!": 7, "3.5 or so": 3}))
-    assert scores["valid_rate"] == 0 and scores["normalized_w1"] is None and scores["gof_pass_rate"] == 0
-    assert scores["excess_kl"] == 1.5
-    out = {
-        r["metric"]: r for r in metrics.aggregate([row | base_fields(draws={"Sure!": 1000})]) if r["method"] == "base"
-    }
-    assert out["normalized_w1"]["value"] is None and out["normalized_w1"]["n"] == 0 and out["valid_rate"]["value"] == 0
+    row |= base_fields(draws=["Sure!"] * 7 + ["3.5 or so"] * 3)
+    scores = metrics.score(row)
+    assert scores["valid_rate"] == 0 and scores["normalized_w1"] == math.inf and scores["gof_pass_rate"] == 0
+    assert scores["cdf_gap"] == 1 and scores["excess_kl"] == 1.5
+    found = values([row])
+    assert found["normalized_w1"]["value"] is None and found["normalized_w1"]["n"] == 1
+    assert found["valid_rate"]["value"] == 0
+    assert '"value": null' in to_jsonl([found["normalized_w1"]])
+    line = metrics.table(list(found.values()), "numbers")[2]
+    assert [cell.strip() for cell in line.split("|")][4].startswith("∞")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("silent, headline", [(1, 1), (2, 1), (3, math.inf), (5, math.inf)])
+def test_an_infinite_w1_stays_in_the_median_over_families(silent, headline):
+    """Of five families that all answer their median, so many say nothing: the median is 1 until they are the most."""
+    rows = []
+    for i, family in enumerate(("gaussian", "laplace", "gumbel", "uniform", "cauchy")):
+        (row,) = [r for r in make_rows("unseen") if r["family"] == family]
+        texts, probs, _ = canonical_outputs(row)
+        median = texts[int(np.searchsorted(np.cumsum(probs), 0.5))]
+        rows.append(row | base_fields(draws=["I cannot" if i < silent else median] * 20))
+    score = values(rows)["normalized_w1"]
+    assert score["n"] == 5 and score["value"] == (None if headline == math.inf else pytest.approx(1))
+    assert score["high"] is None and (score["low"] is None) == (silent == 5)
+    cell = metrics.table(metrics.aggregate(rows), "numbers")[2].split("|")[4]
+    assert cell.strip().startswith("1.000 [" if headline == 1 else "∞ [")
+
+
+def test_one_silent_prompt_makes_its_family_s_mean_infinite():
+    rows = [row | base_fields() for row in make_rows("ood") if row["family"] in ("bernoulli", "poisson")]
+    rows[0]["draws"] = ["no"] * 20
+    assert values(rows)["normalized_w1"]["value"] is None and values(rows[1:])["normalized_w1"]["value"] > 0
 
 
 def test_aggregation_is_the_median_over_families_of_the_mean_over_prompts():
@@ -136,7 +253,7 @@ def test_aggregation_is_the_median_over_families_of_the_mean_over_prompts():
         if row["family"] in kl:
             i = seen[row["family"]] = seen.get(row["family"], -1) + 1
             rows.append(row | base_fields(logit_kl=float(kl[row["family"]][i]), logit_kl_floor=0.0))
-    (result,) = [r for r in metrics.aggregate(rows) if r["metric"] == "logit_kl" and r["method"] == "base"]
+    result = values(rows)["logit_kl"]
     assert result["value"] == 6 and result["n"] == 9 and result["low"] == 2 and result["high"] == 9
     assert (result["axis"], result["split"], result["model"]) == ("numbers", "ood", "m")
 
@@ -147,55 +264,62 @@ def test_bootstrap_covers_and_needs_two():
     assert low == pytest.approx(49.5 - 1.96 * 2.89, abs=0.6) and high == pytest.approx(49.5 + 1.96 * 2.89, abs=0.6)
 
 
-def test_the_readme_shows_the_scores_it_was_made_from():
-    root = Path(__file__).parent
-    rows = read_jsonl(root / "tiny" / "scores.jsonl")
-    assert "\n".join(metrics.tables(rows)) in (root.parent / "README.md").read_text()
+@pytest.mark.parametrize("numbers, shown", [((0.5, 0.25, 0.75), "0.500 [0.25, 0.75]"), ((0.5, None, None), "0.500"),
+    ((0.5, 0.25, None), "0.500 [0.25, ∞]"), ((None, 0.25, None), "∞ [0.25, ∞]"), ((2e7, 0.5, 2e9), "2e+07 [0.50, 2e+09]")])  # fmt: skip
+def test_a_cell_is_a_value_and_its_interval(numbers, shown):
+    row = dict(zip(("value", "low", "high"), numbers, strict=True)) | {"metric": "normalized_w1", "n": 5}
+    assert metrics.cell(row) == shown and metrics.cell(row | {"n": 0}) == metrics.cell(None) == "–"
 
 
-def test_report_goes_between_the_markers(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    metrics.insert(page, ["| new |"])
-    assert page.read_text() == "before\n<!-- results -->\n| new |\n<!-- /results -->\nafter\n"
-    metrics.insert(tmp_path / "report.md", ["| new |"])
-    assert (tmp_path / "report.md").read_text() == "| new |\n"
+def test_two_models_share_a_table():
+    """Each with its own methods and its own target row."""
+    rows = [
+        row | base_fields(model=model, method=method, draws=[answer] * 20)
+        for row in make_rows("ood")[3:6]
+        for model, answer in (("a/small", "1"), ("b/large", "12"))
+        for method in ("soft", "base")
+    ]
+    scores = metrics.aggregate(rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:4]] for line in metrics.table(scores, "numbers")[2:]]
+    assert lines == [[m, "ood", method] for m in ("a/small", "b/large") for method in ("base", "soft", "target")]
+    w1 = {(r["model"], r["method"]): r["value"] for r in scores if r["metric"] == "normalized_w1"}
+    assert len(w1) == 6 and w1["a/small", "base"] == w1["a/small", "soft"] != w1["b/large", "base"]
+
+
+def write(path, rows):
+    write_text(path, to_jsonl(rows))
+    return path
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"draws": {"1": 999}}, "f.jsonl:2: draws must map answers to positive counts that sum to n = 1000"),
-        ({"draws": []}, "f.jsonl:2: draws must map"),
-        ({"family": "normal"}, "f.jsonl:2: unknown family"),
         ({}, "f.jsonl:2: base on .* was already at .*f.jsonl:1"),
+        ({"draws": None}, "f.jsonl:2: needs an object with the keys id, model, method, axis, draws"),
+        ({"family": "normal", "id": "x"}, "unknown family 'normal'"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, changes, message):
-    row = make_rows("ood")[0] | base_fields()
-    write_jsonl(tmp_path / "f.jsonl", [row, row | changes])
-    with pytest.raises(InputError, match=message):
-        read_rows([tmp_path / "f.jsonl"], (), metrics.check_row)
+    row = make_rows("ood")[0] | base_fields(draws=["1"] * 20)
+    other = {key: value for key, value in (row | changes).items() if value is not None or key not in changes}
+    line = complaint(metrics, write(tmp_path / "f.jsonl", [row, other]), "--out", tmp_path / "s.jsonl")
+    assert re.search(message, line) and not (tmp_path / "s.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        ({"axis": "fish"}, "unknown axis 'fish'"),
-        ({"text": "a\ud800"}, "text must be a text"),
-        (
-            {"axis": "open", "family": "x", "n": 1, "draws": {"a": 1}},
-            "a row of the axis open needs .* missing .'support_90'",
-        ),
-        ({"support_90": 3, "n": 2, "split": 7, "draws": {"Mars": 2}}, "split must be a text"),
-        ({"text": 5}, "text must be a text"),
-        ({"support_90": 3, "n": 2}, "a row of the axis open needs the keys .* missing .'draws'"),
-        ({"support_90": 3, "n": 2, "draws": {"Mars": 1}}, "sum to n = 2"),
-    ],
-)
-def test_bad_rows_of_other_axes(row, message):
-    with pytest.raises(InputError, match=message):
-        metrics.check_row({"id": "a", "model": "m", "method": "base"} | row)
+@pytest.mark.parametrize("axis", ["numbers", "open"])
+def test_methods_on_different_prompts_are_refused(tmp_path, axis, capsys):
+    rows = make_rows("ood")[:3] if axis == "numbers" else [{"id": f"open-{i}", "prompt": "p"} for i in range(3)]
+    rows = [row | base_fields(axis=axis, draws=["1"] * 20) for row in rows]
+    base = write(tmp_path / "base.jsonl", rows)
+    for soft in (rows[:2], [*rows, rows[0] | {"id": "one more"}], [*rows[:2], rows[2] | {"id": "another"}]):
+        other = write(tmp_path / "soft.jsonl", [row | {"method": "soft"} for row in soft])
+        line = complaint(metrics, base, other, "--out", tmp_path / "s.jsonl")
+        assert f"m, {axis}" in line and "base" in line and "soft" in line and not (tmp_path / "s.jsonl").exists()
+    # Another model, or another axis, may have other prompts.
+    other = write(tmp_path / "soft.jsonl", [row | {"model": "another"} for row in rows[:2]])
+    call(metrics, base, other, "--out", tmp_path / "s.jsonl")
+    assert "| another " in capsys.readouterr().out
+    assert {row["model"] for row in read_rows([tmp_path / "s.jsonl"])} == {"m", "another"}
 
 
 # ------------------------------------------------------------------------------------------------- open answers
@@ -210,7 +334,7 @@ def test_bad_rows_of_other_axes(row, message):
         ("<think>\nRome? No.\n</think>\n\nParis", "Paris"), ("<think></think>Paris", "Paris"),
         ("D'Artagnan", "D'Artagnan"), ('7" disc', '7" disc'), ("Zürich", "Zürich"), ("Zu\u0308rich", "Zürich"), ("北京", "北京"),
         ("🎲", "🎲"), ("```\nParis\n```", "Paris"), ("```text\nParis", "Paris"), ("‹Paris›", "Paris"), ("「東京」", "東京"),
-        ('"Hamlet" and "Macbeth"', '"Hamlet" and "Macbeth"'), ("'Schindler's List'", "Schindler's List"), ("\u200bParis", "Paris"),
+        ('"Hamlet" and "Macbeth"', '"Hamlet" and "Macbeth"'), ("'Schindler's List'", "Schindler's List"),
         ("`", None), ("```\n```", None), ("\ufffd", None), ("~", None), ("'", None), ("____", None), ("St. Paul's", "St. Paul's"), ("Washington D.C.", "Washington D.C."), ("Paris\nIt is…", "Paris"),
         ("", None), ("   \n ", None), ('""', None), ("**", None), ("...", None), ("Well, there are so many…", None),
         ("<think>Rome? Or", None), ("<think>Rome</think>", None), ("…", None),
@@ -220,28 +344,28 @@ def test_open_answers(text, answer):
     assert metrics.parse_answer(text) == answer
 
 
-def open_row(draws, **changes):
-    row = {"id": "open-000", "prompt": "p", "model": "m", "method": "base", "n": sum(draws.values()), "draws": draws}
-    return row | {"support_90": 2, "tokens": 300} | changes
+def open_row(counts, **changes):
+    draws = [text for text, n in counts.items() for _ in range(n)]
+    row = {"id": "open-000", "prompt": "p", "axis": "open", "model": "m", "method": "base", "protocol": None}
+    return row | {"draws": draws, "support_90": 2, "tokens": 300} | changes
 
 
 @pytest.mark.filterwarnings("error")
 def test_an_enormous_integer_is_one_more_in_the_last_cell():
     (row,) = [r for r in make_rows("ood") if r["id"] == "ood-poisson-001"]
-    huge, far = ({"4": 40, text: 60} for text in ("1" + "0" * 30, "100"))
-    scores = [metrics.score("numbers", row | base_fields(n=100, draws=draws)) for draws in (huge, far)]
+    huge, far = (["4"] * 40 + [text] * 60 for text in ("1" + "0" * 30, "100"))
+    scores = [metrics.score(row | base_fields(draws=draws)) for draws in (huge, far)]
     assert scores[0]["valid_rate"] == 1 and scores[0]["gof_pass_rate"] == scores[1]["gof_pass_rate"] == 0
-    assert scores[0]["normalized_w1"] > 1e20
+    assert scores[0]["normalized_w1"] > 1e20 and scores[0]["cdf_gap"] == scores[1]["cdf_gap"]
 
 
 def test_open_scores_by_hand():
-    scores = metrics.score("open", open_row({"Mars": 5, '"Mars"': 1, "0.25": 2, "": 1, "Well, I…": 1}))
+    scores = metrics.score(open_row({"Mars": 5, '"Mars"': 1, "0.25": 2, "": 1, "Well, I…": 1}))
     assert scores == {
         "valid_rate": 0.8, "support_90": 2, "unique_rate": 0.2, "top_share": 0.75, "number_rate": 0.25, "tokens": 30,
-        "answer_rate": None,
     }  # fmt: skip
-    nothing = metrics.score("open", open_row({"": 4}))
-    assert nothing["top_share"] is None and nothing["unique_rate"] == 0 and nothing["valid_rate"] == 0
+    nothing = metrics.score(open_row({"": 4}))
+    assert "top_share" not in nothing and nothing["unique_rate"] == 0 and nothing["valid_rate"] == 0
 
 
 def test_open_headlines_are_median_support_and_mean_rates():
@@ -267,14 +391,17 @@ BEFORE = "<random_string>x7Qa</random_string><thinking>7 is odd.</thinking>"
         ("<think>First <answer>1</answer></think>" + BEFORE + "<answer>2</answer>", "2"),
         ("<thinking>Maybe <answer>1</answer>?</thinking><answer>2</answer>", "2"),
         ("<|channel|>analysis<|message|><answer>1</answer><|end|><|start|>assistant<|channel|>final<|message|><answer>2</answer>", "2"),
-        ("3.5", None), ("", None), (BEFORE, None), (BEFORE + "3.5", None), (BEFORE + "<answer>3.5", None),
-        (BEFORE + "3.5</answer>", None), (BEFORE + "<answer></answer>", None), (BEFORE + "<answer>3.5</answer", None),
-        (BEFORE + "<answer><answer>3.5</answer></answer>", None), (BEFORE + "<answer>3<answer>5</answer>", None),
-        (BEFORE + "<answer>3</answer><answer>5</answer>", None), (BEFORE + "<answer>3</answer><answer>5", None),
-        ("<think><answer>3.5</answer>", None), ("<Answer>3.5</Answer>", None), (BEFORE + "<answer>3.5…", None),
-        ("<thinking>maybe <answer>1</answer>? no, let me", None), ("<random_string><answer>1</answer></random_string>", None),
-        ("<random_string>a</random_string><thinking>b<answer>1</answer>", None),
-        ("<thinking><answer>1</answer></thinking>", None), ("<|channel|>analysis<|message|><answer>1</answer>", None),
+        ("<|channel|>analysis<|message|>Seven.<|end|><|start|>assistant<|channel|>final<|message|>3.5\n", "3.5"),
+        ("<|channel|>final<|message|>3.5", "3.5"), ("<|channel|>final<|message|><answer>3.5", ""),
+        ("<|channel|>final<|message|>" + BEFORE + "3.5", "3.5"), ("<|channel|>final<|message|><thinking>3.5", ""),
+        ("3.5", ""), ("", ""), (BEFORE, ""), (BEFORE + "3.5", ""), (BEFORE + "<answer>3.5", ""),
+        (BEFORE + "3.5</answer>", ""), (BEFORE + "<answer></answer>", ""), (BEFORE + "<answer>3.5</answer", ""),
+        (BEFORE + "<answer><answer>3.5</answer></answer>", ""), (BEFORE + "<answer>3<answer>5</answer>", ""),
+        (BEFORE + "<answer>3</answer><answer>5</answer>", ""), (BEFORE + "<answer>3</answer><answer>5", ""),
+        ("<think><answer>3.5</answer>", ""), ("<Answer>3.5</Answer>", ""), (BEFORE + "<answer>3.5…", ""),
+        ("<thinking>maybe <answer>1</answer>? no, let me", ""), ("<random_string><answer>1</answer></random_string>", ""),
+        ("<random_string>a</random_string><thinking>b<answer>1</answer>", ""),
+        ("<thinking><answer>1</answer></thinking>", ""), ("<|channel|>analysis<|message|><answer>1</answer>", ""),
     ],
 )  # fmt: skip
 def test_tagged_answer(text, answer):
@@ -282,19 +409,21 @@ def test_tagged_answer(text, answer):
 
 
 def test_ssot_scores_only_the_tagged_answers():
-    draws = {BEFORE + "<answer>1</answer>": 1, "so <answer>1</answer>": 1, "1": 1, BEFORE + "<answer>one</answer>": 1}
-    row = make_rows("ood")[1] | base_fields(n=4, draws=draws, ssot=True, logit_kl=None, logit_kl_floor=None, tokens=400)
-    scores = metrics.score("numbers", row)
+    draws = [BEFORE + "<answer>1</answer>", "so <answer>1</answer>", "1", BEFORE + "<answer>one</answer>"]
+    row = make_rows("ood")[1] | base_fields(draws=draws, protocol="ssot", tokens=400)
+    row = {key: value for key, value in row.items() if not key.startswith("logit_kl")}
+    scores = metrics.score(row)
     assert (scores["valid_rate"], scores["answer_rate"], scores["tokens"]) == (0.5, 0.75, 100)
-    assert scores["normalized_w1"] == pytest.approx(1) and scores["excess_kl"] is None
+    assert scores["normalized_w1"] == pytest.approx(1) and "excess_kl" not in scores
     draws = {BEFORE + "<answer>Mars</answer>": 2, "Mars": 1, '<answer>"Mars"</answer>': 1}
-    scores = metrics.score("open", open_row(draws, ssot=True, support_90=None))
+    scores = metrics.score(open_row(draws, protocol="ssot", support_90=None))
     assert (scores["valid_rate"], scores["answer_rate"]) == (0.75, 0.75) and scores["unique_rate"] == 0.25
 
 
 def test_a_smaller_n_gets_a_target_row_of_its_own():
     row = make_rows("ood")[3] | base_fields()
-    ssot = row | {"method": "ssot", "n": 50, "draws": {"<answer>4</answer>": 50}, "ssot": True, "logit_kl_floor": None}
+    ssot = row | {"method": "ssot", "draws": ["<answer>4</answer>"] * 50, "protocol": "ssot"}
+    ssot = {key: value for key, value in ssot.items() if not key.startswith("logit_kl")}
     w1 = {r["method"]: r["value"] for r in metrics.aggregate([row, ssot]) if r["metric"] == "normalized_w1"}
     assert set(w1) == {"base", "ssot", "target", "target, n=50"} and 0 < w1["target"] < w1["target, n=50"] < 1
     assert "ssot" in "\n".join(metrics.table(metrics.aggregate([row, ssot]), "numbers"))
@@ -323,11 +452,10 @@ Explanation: The pancreas makes insulin."""
         ("Question: ", "<think>Let me see. Question: x</think>\n", None), ("Question: W", "<think>A or B?</think>\n\nQuestion: W", 1),
         ("Which organ", "C. difficile or what", 1),
         ("Answer: B", "Answer: B (Pancreas)", 1), ("Answer: B", "Answer: B - Pancreas", 1), ("Answer: B", "Answer: B\nPancreas", 1),
-        ("Answer: B", 'Answer: B. "Pancreas"', 1), ("Pancreas", "Pancreas and\nS. aureus", 1), ("makes", "treats\nE. coli and makes", 1),
+        ("Answer: B", 'Answer: B. "Pancreas"', 1), ("Pancreas", "Pancreas and\nS. aureus", 1),
         ("C. Liver", "C. Caf\u00e9\nau lait", 1),
         # not in form
-        ("D. Kidney", "D. Kidney\n(E) Lung", None), ("D. Kidney", "D. Kidney\nE: Lung", None), ("D. Kidney", "D. Kidney\n- E. Lung", None),
-        ("D. Kidney", "D. Kidney\ne. Lung", None), ("Heart", ".", None), ("Which organ makes insulin?", "-", None),
+        ("makes", "treats\nE. coli and makes", None), ("Heart", ".", None), ("Which organ makes insulin?", "-", None),
         ("C. Liver", "C.\nD. Liver", None), ("D. Kidney", "D.\nE. Lung", None), (". ", ".", None), ("makes", "treats\nA. baumannii or makes", None),
         (GOOD, "", None), ("Question: ", "", None), ("A. Heart\n", "", None), ("D. Kidney\n", "", None), ("Heart", "", None),
         ("D. Kidney", "D. Kidney\nE. Lung", None), ("A. Heart", "A. Heart\nA. Lung", None), ("B. Pancreas\nC. Liver", "C. Liver\nB. Pancreas", None),
@@ -374,55 +502,46 @@ def test_the_total_variation_of_uniform_places_is_what_simulation_gives():
     assert metrics.total_variation_of_uniform(np.zeros(50)) == pytest.approx(simulated, rel=0.01)
 
 
-def mcq_rows(texts):
-    return [{"id": f"mcq-{i}", "model": "m", "method": "base", "text": t, "tokens": 10} for i, t in enumerate(texts)]
+def mcq_row(texts):
+    row = {"id": "mcq-000", "axis": "mcq", "model": "m", "method": "base", "protocol": None}
+    return row | {"draws": texts, "tokens": 10 * len(texts)}
+
+
+def at(letter):
+    return GOOD.replace("Answer: B", f"Answer: {letter}")
 
 
 def test_mcq_scores_count_the_invalid_and_say_nothing_of_nothing():
-    at = lambda letter: GOOD.replace("Answer: B", f"Answer: {letter}")
-    out = {r["metric"]: r for r in metrics.aggregate(mcq_rows([at("C")] * 6 + [at("A")] * 2 + ["I cannot"] * 2))}
-    assert out["valid_rate"]["value"] == 0.8 and out["valid_rate"]["n"] == 10
-    assert out["tv"]["value"] == 0.5 and out["tv"]["n"] == 8 and out["share_c"]["value"] == 0.75
-    assert out["p_value"]["value"] == pytest.approx(float(stats.chi2.sf((4 + 4 + 0 + 16) / 2, 3)))
-    assert out["tv"]["low"] <= 0.5 <= out["tv"]["high"] and out["p_value"]["low"] is None
-    nothing = {r["metric"]: r for r in metrics.aggregate(mcq_rows(["no", "nothing"]))}
+    found = values([mcq_row([at("C")] * 60 + [at("A")] * 20 + ["I cannot"] * 20)])
+    assert found["valid_rate"]["value"] == 0.8 and found["valid_rate"]["n"] == 100
+    assert found["tv"]["value"] == 0.5 and found["tv"]["n"] == 80 and found["share_c"]["value"] == 0.75
+    assert found["p_value"]["value"] == pytest.approx(float(stats.chi2.sf((0 + 400 + 400 + 1600) / 20, 3)))
+    assert found["tv"]["low"] <= 0.5 <= found["tv"]["high"] and found["p_value"]["low"] is None
+    assert found["tokens"]["value"] == 10
+    assert found["tv_uniform"]["value"] == metrics.total_variation_of_uniform(np.zeros(80))
+    nothing = values([mcq_row(["no", "nothing"])])
     assert nothing["valid_rate"]["value"] == 0
     assert all(nothing[m]["value"] is None and nothing[m]["n"] == 0 for m in ("tv", "tv_uniform", "p_value", "share_a"))
     page = "\n".join(metrics.table(list(nothing.values()), "mcq"))
     assert "0.000" in page and "TV" not in page  # a column without a value is not shown
 
 
+@pytest.mark.parametrize("valid", [1, 29, 30])
+def test_a_total_variation_needs_thirty_valid_questions(valid):
+    """Of a few it says nothing; and no p either, which would be 1 of one question's four equal places."""
+    found = values([mcq_row([at("C")] * valid + ["I cannot"] * 10)])
+    few = valid < 30
+    assert found["valid_rate"]["value"] == valid / (valid + 10) and found["share_c"]["value"] == 1
+    for metric in ("tv", "tv_uniform", "p_value"):
+        assert (found[metric]["value"] is None) == few and found[metric]["n"] == (0 if few else valid)
+    line = metrics.table(list(found.values()), "mcq")
+    assert ("TV" in line[0]) == (not few) and few or "0.750" in line[2]
+
+
 def test_one_table_per_axis():
-    rows = [make_rows("ood")[0] | base_fields(), open_row({"Mars": 3}), *mcq_rows([GOOD])]
+    rows = [make_rows("ood")[0] | base_fields(), open_row({"Mars": 3}), mcq_row([GOOD] * 30)]
     page = "\n".join(metrics.tables(metrics.aggregate(rows)))
-    assert [page.count(title) for title in metrics.TITLES.values()] == [1, 1, 1, 0, 0]
-    assert all(heading in page for heading in ("norm. W1", "support 90 %", "TV of uniform"))
+    assert [page.count(title) for title in metrics.TITLES.values()] == [1, 1, 1]
+    assert all(heading in page for heading in ("norm. W1", "CDF gap", "of it form", "support 90 %", "TV of uniform"))
     assert "answered" not in page  # no SSOT rows, no column of theirs
-
-
-# ---------------------------------------------------------------------------------------------------- pictures
-
-
-def test_pictures_show_what_the_rows_say(tmp_path):
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-figures.txt")
-    row = make_rows("unseen")[0] | base_fields() | {"n": 4, "draws": {"4.00000": 1, "9.00000": 2, "no": 1}}
-    inks = {"base": metrics.INKS[0], "soft": metrics.INKS[1]}
-    _, axes = plt.subplots(3, 5)
-    metrics.draw_cdfs(axes, [row, row | {"method": "soft", "draws": {"5.00000": 4}}], inks)
-    target, base, soft = axes[0, 0].get_lines()
-    assert base.get_xdata().tolist() == [4, 9, 9] and base.get_ydata() == pytest.approx([1 / 3, 2 / 3, 1])
-    assert soft.get_label() == "soft" and set(soft.get_xdata()) == {5}
-    assert target.get_ydata()[-1] == pytest.approx(1) and not axes[0, 1].get_visible()
-    _, panels = plt.subplots(1, 2)
-    answers = [open_row({"Mars": 3}) | {"top": [["M", 0.75], ["V", 0.25]], "prompt": "p", "method": m} for m in inks]
-    metrics.draw_first_tokens(panels, answers, inks)
-    assert [bar.get_height() for bar in panels[1].patches] == [0.75, 0.25]
-    assert [label.get_text() for label in panels[1].get_xticklabels()] == ["M", "V"]
-    plt.close("all")
-    write_jsonl(tmp_path / "rows.jsonl", [row, *answers])
-    (tmp_path / "soft").mkdir()
-    write_jsonl(tmp_path / "soft" / "log.jsonl", [{"step": 1, "loss": 2.0, "floor": 1.0}])
-    call(metrics, "figures", tmp_path / "rows.jsonl", "--runs", tmp_path / "soft", "--out", tmp_path / "out")
-    pictures = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    assert set(pictures) == {"cdf.png", "families.png", "first_tokens.png", "losses.png"}
-    assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in pictures.values())
+    assert metrics.TITLES["mcq"] not in "\n".join(metrics.tables(metrics.aggregate(rows[:2])))

@@ -1,12 +1,20 @@
-"""Chat prompts, end tokens and prefix tries, for tokenizers of five styles; the branched pass against separate rows."""
+"""Chat prompts, end tokens and prefix tries, for tokenizers of five styles; the branched pass against separate rows;
+the objectives by hand; a few training steps against plain ones."""
 
+import json
 import math
+import shutil
+import subprocess
+import sys
 from collections import Counter, defaultdict
+from datetime import date
 
 import numpy as np
 import pytest
 import torch
-from conftest import STYLES
+from conftest import BRIEF, ENV, GEMMA, LLAMA, ROOT, STYLES, TINY, build, call, complaint
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 import distributions as d
@@ -63,6 +71,37 @@ def test_thinking_is_on_where_the_template_has_it(tokenizers):
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_a_system_prompt_has_its_own_turn_or_goes_in_front(tokenizers, style):
+    tokenizer, thinking = tokenizers[style], style == "qwen"
+    ids = trie.chat_ids(tokenizer, "model 1", "random number", thinking)
+    if style == "gemma":  # its template refuses a system turn
+        assert ids == trie.chat_ids(tokenizer, "random number\n\nmodel 1")
+        assert "user" in (text := trie.decode(tokenizer, ids)) and text.index("random number") < text.index("model 1")
+    else:
+        text = trie.decode(tokenizer, ids)
+        assert text.count("random number") == 1 and text.index("system") < text.index("random number")
+        assert text.index("random number") < text.index("user") < text.index("model 1")
+        assert text.endswith(trie.decode(tokenizer, trie.chat_ids(tokenizer, "model 1", thinking=thinking))[-20:])
+
+
+@pytest.mark.parametrize(
+    "date_line",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}",
+    ],
+)
+@pytest.mark.parametrize("template", [LLAMA, GEMMA])
+def test_templates_that_print_today_s_date_print_the_pinned_one(date_line, template):
+    tokenizer = build("llama" if template == LLAMA else "gemma")
+    tokenizer.chat_template = date_line + template
+    text = trie.render(tokenizer, [{"role": "user", "content": "Hi 1"}], add_generation_prompt=True)
+    assert text.startswith("26 Jul 2024<") and date.today().strftime("%d %b %Y") not in text
+    end = "<|eot_id|>" if template == LLAMA else "<end_of_turn>"
+    assert tokenizer.convert_ids_to_tokens(trie.end_token(tokenizer)) == end
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_texts_survive_the_round_trip(tokenizers, style):
     tokenizer, end = tokenizers[style], trie.end_token(tokenizers[style])
     texts = ["-12.34567", "0.00000", "7", "1234.50000", "100"]
@@ -88,13 +127,13 @@ def test_digit_merges_differ_between_styles(tokenizers):
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not close an answer"),
     ],
 )
-def test_unusable_templates_are_refused(tokenizer, tmp_path, template, message):
+def test_unusable_templates_are_refused(tmp_path, template, message):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(d.InputError, match=message):
-        tokenizer.save_pretrained(tmp_path)
-        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-        if template:
-            (tmp_path / "chat_template.jinja").write_text(template)
-        trie.end_token(trie.load_tokenizer(str(tmp_path)))
+        trie.load(str(folder))
 
 
 # ---------------------------------------------------------------------------------------- the trie, by hand
@@ -132,12 +171,15 @@ def test_quantile_leaves(small):
     assert tree.quantile_leaves(np.array([0.0, np.nextafter(1, 0)])).tolist() == [0, 2]
 
 
+def soft_batch(tree, leaves):
+    return train_soft.collate([{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves])
+
+
 def test_soft_loss_by_hand(small):
     """A model that finds all V tokens equally likely: KL = log V - H(q) at each prefix, then the mean on the path."""
     tree, *_ = small
     leaf = [TEXTS[i] for i in tree.order].index("12")
-    completions, tokens, q = map(torch.from_numpy, trie.pad_targets([tree.path(leaf)], [tree.path_targets(leaf)]))
-    loss = train_soft.soft_loss(torch.zeros(1, 3, 50), tokens, q, completions != trie.PAD)
+    (loss,) = train_soft.loss(torch.zeros(1, 3, 50), soft_batch(tree, [leaf]))
     entropies = [-(0.7 * math.log(0.7) + 0.3 * math.log(0.3)), -(5 / 7 * math.log(5 / 7) + 2 / 7 * math.log(2 / 7)), 0]
     assert loss.item() == pytest.approx(math.log(50) - sum(entropies) / 3, rel=1e-6)
 
@@ -155,17 +197,20 @@ def test_floor_by_hand():
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
-    "family, params",
+    "row",
     [
-        ("gaussian", {"mu": 3.5, "sigma": 3}),
-        ("skellam", {"mu1": 10.5, "mu2": 10.5}),
-        ("lognormal", {"mu": 2.5, "sigma": 2}),
+        {"family": "gaussian", "params": {"mu": 3.5, "sigma": 3}},
+        {"family": "gaussian", "params": {"mu": 3.5, "sigma": 3}, "decimals": 2},
+        {"family": "skellam", "params": {"mu1": 10.5, "mu2": 10.5}},
+        {"family": "lognormal", "params": {"mu": 2.5, "sigma": 2}},
+        {"outputs": ["random", "number", "model", "random model"], "probs": [0.4, 0.3, 0.2, 0.1]},
     ],
+    ids=["gaussian", "two decimals", "skellam", "lognormal", "a list"],
 )
-def test_targets_equal_a_brute_force_at_every_prefix(tokenizers, style, family, params):
+def test_targets_equal_a_brute_force_at_every_prefix(tokenizers, style, row):
     tokenizer = tokenizers[style]
     end = trie.end_token(tokenizer)
-    texts, probs = d.canonical_outputs(family, params)
+    texts, probs, _ = d.canonical_outputs(row)
     children = defaultdict(Counter)  # the dictionary of prefixes that the kit itself never builds
     for text, p in zip(texts, probs, strict=True):
         path = (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
@@ -200,13 +245,12 @@ def test_floor_equals_the_kl_of_a_brute_force_perfect_sampler(tokenizer, family,
     Where all answers have one length the two agree exactly; where some have a minus sign, to the tolerance:
     the floor weights a node's children by their own lengths, the score by that of the path.
     """
-    end = trie.end_token(tokenizer)
-    texts, probs = d.canonical_outputs(family, params)
-    spec, args = d.scipy_args(family, params)
+    end, row = trie.end_token(tokenizer), {"family": family, "params": params}
+    texts, probs, perfect = d.canonical_outputs(row)
     k = np.arange(-200000, 300001)
-    p5 = np.diff(spec.dist.cdf((np.arange(k[0], k[-1] + 2) - 0.5) / d.UNIT, *args))
+    p5 = np.diff(d.distribution(row).cdf((np.arange(k[0], k[-1] + 2) - 0.5) / 10**5))
     mass = Counter()  # of every string prefix
-    for text, p in zip(d.to_texts(spec, k[p5 > 0]), p5[p5 > 0].tolist(), strict=True):
+    for text, p in zip(d.to_texts(k[p5 > 0], 10**5), p5[p5 > 0].tolist(), strict=True):
         for i in range(len(text) + 1):
             mass[text[:i]] += p
         mass[text + "$"] += p
@@ -219,7 +263,7 @@ def test_floor_equals_the_kl_of_a_brute_force_perfect_sampler(tokenizer, family,
                 char = "$" if token == end else trie.decode(tokenizer, [token])
                 kl += share * math.log(share * mass[text[:i]] / mass[text[:i] + char])
         total += tree.probs[leaf] * kl / tree.lengths[leaf]
-    floor = trie.kl_floor(tree.probs, d.perfect_probs(family, params)[tree.order], tree.lengths)
+    floor = trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
     assert floor == pytest.approx(total, rel=tolerance) and 0.1 < floor < 1
 
 
@@ -237,14 +281,31 @@ def gemma():
     return Gemma3ForCausalLM(config).eval()
 
 
+def tokens_read(model, work) -> tuple[int, object]:
+    """How many tokens go into a model while work() runs, padding included, and what work() returns."""
+    read = []
+    hook = model.register_forward_pre_hook(lambda m, args, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    result = work()
+    hook.remove()
+    return sum(read), result
+
+
+# Lengths of three prompts behind a common head of so many tokens; 0: one prompt is the head alone and a token.
+HEADS = {"nothing in common": (0, 40, 23, 31), "a common head": (25, 15, 3, 9), "a short one": (25, 9, 1, 20)}
+
+
 @pytest.mark.parametrize("architecture", ["embedded", "gemma"])
 @pytest.mark.parametrize("branches", [1, 4])
-def test_branches_equal_separate_rows(model, architecture, branches):
-    """Loss and gradient of K branches behind one left-padded prompt pass, against K plain rows without a cache."""
+@pytest.mark.parametrize("lengths", HEADS.values(), ids=HEADS)
+def test_branches_equal_separate_rows(model, architecture, branches, lengths):
+    """Logits, loss and gradient of K branches behind one prompt pass, which reads what the prompts have in common once
+    and left-pads the rest, against K plain rows without a cache."""
     model = model if architecture == "embedded" else gemma()
     rng = torch.Generator().manual_seed(0)
-    draw = lambda n: torch.randint(3, 250, (n,), generator=rng).tolist()  # noqa: E731
-    prompts = [draw(n) for n in (40, 23, 31)]
+    draw = lambda n: torch.randint(3, 250, (n,), generator=rng).tolist()
+    head, *rests = lengths
+    head = draw(head)
+    prompts = [head + draw(n) for n in rests]
     paths = [[draw(n) for n in (5, 1, 3, 4)][:branches] for _ in prompts]
     length = max(len(path) for group in paths for path in group)
     completions = torch.tensor([path + [trie.PAD] * (length - len(path)) for group in paths for path in group])
@@ -253,21 +314,39 @@ def test_branches_equal_separate_rows(model, architecture, branches):
     vocab = model.config.vocab_size
 
     model.zero_grad()
-    branched = trie.branch(model, trie.prefill(model, prompts), completions)
-    (branched.log_softmax(-1) * weights[..., :vocab] * real).sum().backward()
+    read, prefix = tokens_read(model, lambda: trie.prefill(model, prompts))
+    branched = trie.branch(model, prefix, completions)
+    loss = (branched.log_softmax(-1) * weights[..., :vocab] * real).sum()
+    loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    # A sliding window counts places in the cache, so there each prompt is read whole.
+    shared = 0 if architecture == "gemma" else len(head)
+    assert read == shared + 3 * max(len(prompt) - shared for prompt in prompts)
 
     model.zero_grad()
-    row = 0
+    row = plain_loss = 0
     for prompt, group in zip(prompts, paths, strict=True):
         for path in group:
             logits = model(input_ids=torch.tensor([prompt + path])).logits[0, len(prompt) - 1 : -1]
             torch.testing.assert_close(branched[row, : len(path)], logits, atol=2e-4, rtol=1e-4)
-            (logits.log_softmax(-1) * weights[row, : len(path), :vocab]).sum().backward()
+            part = (logits.log_softmax(-1) * weights[row, : len(path), :vocab]).sum()
+            part.backward()
+            plain_loss += part.item()
             row += 1
     plain = torch.cat([p.grad.flatten() for p in model.parameters()])
     assert (gradient - plain).norm() / plain.norm() < 1e-5
+    assert loss.item() == pytest.approx(plain_loss, rel=1e-5)
     model.zero_grad()
+
+
+@torch.inference_mode()
+def test_equal_prompts_are_read_once(model):
+    """All but the last token, which gives the logits."""
+    prompt = list(range(5, 45))
+    read, prefix = tokens_read(model, lambda: trie.prefill(model, [prompt] * 6))
+    assert read == 39 + 6
+    alone = model(input_ids=torch.tensor([prompt])).logits[:, -1]
+    torch.testing.assert_close(prefix.logits, alone.expand(6, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_a_fork_leaves_its_source_alone(model):
@@ -286,27 +365,23 @@ def test_a_fork_leaves_its_source_alone(model):
 
 def test_soft_loss_is_zero_at_the_target_and_positive_elsewhere(small):
     tree, *_ = small
-    leaves = range(3)
-    completions, tokens, q = map(
-        torch.from_numpy, trie.pad_targets([tree.path(i) for i in leaves], [tree.path_targets(i) for i in leaves])
-    )
-    perfect = torch.full((3, completions.shape[1], 260), -1e4)
-    perfect.scatter_(-1, tokens, q.clamp(min=1e-30).log())
-    assert train_soft.soft_loss(perfect, tokens, q, completions != trie.PAD).item() == pytest.approx(0, abs=1e-6)
+    batch = soft_batch(tree, range(3))
+    perfect = torch.full((3, batch["completions"].shape[1], 260), -1e4)
+    perfect.scatter_(-1, batch["tokens"], batch["q"].clamp(min=1e-30).log())
+    assert train_soft.loss(perfect, batch).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     for seed in range(5):
         logits = torch.randn(perfect.shape, generator=torch.Generator().manual_seed(seed))
-        assert train_soft.soft_loss(logits, tokens, q, completions != trie.PAD) > 0.5
+        assert train_soft.loss(logits, batch).mean() > 0.5
 
 
 def test_mass_on_other_tokens_costs(small):
     """Half of a perfect model's mass moved to tokens outside the trie: log 2 at each prefix."""
     tree, *_ = small
-    completions, tokens, q = map(torch.from_numpy, trie.pad_targets([tree.path(0)], [tree.path_targets(0)]))
-    logits = torch.full((1, completions.shape[1], 260), -1e4)
-    logits.scatter_(-1, tokens, q.clamp(min=1e-30).log())
+    batch = soft_batch(tree, [0])
+    logits = torch.full((1, batch["completions"].shape[1], 260), -1e4)
+    logits.scatter_(-1, batch["tokens"], batch["q"].clamp(min=1e-30).log())
     logits[..., 259] = 0  # as much as all the children together
-    loss = train_soft.soft_loss(logits, tokens, q, completions != trie.PAD)
-    assert loss.item() == pytest.approx(math.log(2), rel=1e-5)
+    assert train_soft.loss(logits, batch).item() == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_hard_loss_in_expectation_is_entropy_plus_kl(small):
@@ -318,7 +393,7 @@ def test_hard_loss_in_expectation_is_entropy_plus_kl(small):
     for leaf in range(3):
         path = tree.path(leaf).tolist()
         logits = torch.stack([by_prefix[tuple(path[:i])] for i in range(len(path))])[None]
-        loss = train_hard.hard_loss(logits, torch.tensor([path])).item() * len(path)
+        loss = train_hard.loss(logits, train_hard.collate([{"path": tree.path(leaf)}])).item() * len(path)
         log_p = sum(by_prefix[tuple(path[:i])].log_softmax(-1)[token].item() for i, token in enumerate(path))
         cross_entropy += tree.probs[leaf] * loss
         kl += tree.probs[leaf] * (math.log(tree.probs[leaf]) - log_p)
@@ -326,9 +401,142 @@ def test_hard_loss_in_expectation_is_entropy_plus_kl(small):
     assert cross_entropy == pytest.approx(entropy + kl, rel=1e-6) and kl > 1
 
 
-def test_hard_loss_ignores_padding(small):
-    logits = torch.randn(1, 4, 260, generator=torch.Generator().manual_seed(0))
-    short = train_hard.hard_loss(logits[:, :2], torch.tensor([[5, 6]]))
-    assert train_hard.hard_loss(logits, torch.tensor([[5, 6, trie.PAD, trie.PAD]])).item() == pytest.approx(
-        short.item()
-    )
+@pytest.mark.parametrize("module", [train_soft, train_hard])
+def test_losses_ignore_padding(module, small):
+    """An answer's loss is the same beside a longer one, whatever stands in the logits behind its end."""
+    tree, *_ = small
+    leaves = [i for length in (2, 3) for i in range(3) if tree.lengths[i] == length][1:]  # "2", then "12"
+    answers = [{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves]
+    logits = torch.randn(2, 3, 260, generator=torch.Generator().manual_seed(0))
+    alone, batch = module.loss(logits[:1, :2], module.collate(answers[:1])), module.collate(answers)
+    assert module.loss(logits, batch).shape == (2,)
+    logits[0, 2] = 1e3 * logits[0, 1]
+    assert module.loss(logits, batch)[0].item() == pytest.approx(alone.item())
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def drawn_and_trained(module, monkeypatch, *flags) -> tuple[list, list]:
+    """A tiny training run's (prompt, answer) pairs: what `prepare` drew, and what went through the model, in order."""
+    drawn, trained, asked = [], [], []
+    prepare, prefill, branch = module.prepare, trie.prefill, trie.branch
+
+    def spied_prepare(*args, **kwargs):
+        example = prepare(*args, **kwargs)
+        drawn.append([(tuple(example["prompt"]), tuple(a["path"].tolist())) for a in example["answers"]])
+        return example
+
+    def spied_prefill(model, prompts):
+        asked.append(prompts)
+        return prefill(model, prompts)
+
+    def spied_branch(model, prefix, completions):
+        prompts = [prompt for prompt in asked[-1] for _ in range(len(completions) // len(asked[-1]))]
+        for prompt, completion in zip(prompts, completions, strict=True):
+            trained.append((tuple(prompt), tuple(completion[completion != trie.PAD].tolist())))
+        return branch(model, prefix, completions)
+
+    monkeypatch.setattr(module, "prepare", spied_prepare)
+    monkeypatch.setattr(trie, "prefill", spied_prefill)
+    monkeypatch.setattr(trie, "branch", spied_branch)
+    call(module, "--model", TINY, *flags)
+    return drawn, trained
+
+
+@pytest.mark.parametrize("branches", [1, 4])
+@pytest.mark.parametrize("module, draws", [(train_hard, 16), (train_soft, 8)])
+def test_every_draw_of_an_epoch_is_trained_on_exactly_once(module, draws, branches, data, tmp_path, monkeypatch):
+    flags = ("--data", data / "train.jsonl", "--out", tmp_path / "out", "--limit", 3, "--epochs", 2, "--batch", 10)
+    own = () if module is train_hard else ("--draws", draws)  # 16 is hard's own
+    drawn, trained = drawn_and_trained(module, monkeypatch, *flags, *own, "--branches", branches)
+    assert len(drawn) == 3 and len(trained) == 2 * 3 * draws and len({*drawn[0], *drawn[1], *drawn[2]}) > 4 * draws
+    for epoch in range(2):
+        now = [pair for answers in drawn for pair in answers[epoch * draws : (epoch + 1) * draws]]
+        assert Counter(trained[epoch * 3 * draws : (epoch + 1) * 3 * draws]) == Counter(now)
+
+
+SCALES, RATE = (1, 10**6, 10**3), 1e-3
+
+
+def plain_training(module, rows) -> tuple[dict, dict, list[float]]:
+    """Steps as a textbook writes them: one row at a time, no cache, no library around the optimizer, nothing clipped.
+
+    Returns LoRA's weights before and after, by the names that PEFT saves them under, and the norm of each gradient.
+    """
+    model, tokenizer, end = trie.load(TINY)
+    model = trie.add_lora(model, seed=0)
+    own = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in own.items()}
+    examples = [module.prepare(tokenizer, end, row, len(SCALES), d.prompt_rng(0, row["id"])) for row in rows]
+    optimizer, norms = torch.optim.AdamW(own.values(), weight_decay=0.01), []
+    for step, scale in enumerate(SCALES):
+        answers = [(example["prompt"], example["answers"][step]) for example in examples]
+        for prompt, answer in answers:
+            path = answer["path"].tolist()
+            logits = model(input_ids=torch.tensor([prompt + path])).logits[:, len(prompt) - 1 : -1]
+            share = answer["weight"] / sum(other["weight"] for _, other in answers)
+            (scale * share * module.loss(logits, module.collate([answer])).sum()).backward()
+        norms.append(torch.cat([p.grad.flatten() for p in own.values()]).norm().item())
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / len(SCALES))) / 2
+        optimizer.step()
+        optimizer.zero_grad()
+    return before, {name: p.detach() for name, p in own.items()}, norms
+
+
+@pytest.mark.parametrize("module", [train_soft, train_hard])
+def test_training_is_plain_adamw_without_clipping(module, data, tmp_path, monkeypatch):
+    """AdamW forgets a gradient's size unless it changes from step to step, so the loss of each step has another scale.
+    Without dropout, whose masks depend on how rows are laid out."""
+    monkeypatch.setattr(trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0}))
+    rows = d.read_prompts([data / "train.jsonl"], limit=4)
+    before, plain, norms = plain_training(module, rows)
+    assert min(norms) > 0.1 and norms[1] > 1e5
+
+    loss, scales = module.loss, iter(SCALES)
+    monkeypatch.setattr(module, "loss", lambda logits, batch: loss(logits, batch) * next(scales))
+    flags = ("--limit", 4, "--batch", 4, "--draws", 1, "--epochs", len(SCALES), "--lr", RATE)
+    call(module, "--model", TINY, "--data", data / "train.jsonl", "--out", tmp_path / "out", *flags)
+    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert trained.keys() == plain.keys()
+    moved = sum((plain[key] - before[key]).square().sum() for key in plain)
+    apart = sum((plain[key] - trained[key]).square().sum() for key in plain)
+    assert (apart / moved).sqrt() < 1e-3
+
+
+def test_lora_starts_from_the_seed(model):
+    def start(seed):
+        lora = trie.add_lora(trie.load(TINY)[0], seed)
+        return {name: p.detach().clone() for name, p in lora.named_parameters() if p.requires_grad}
+
+    one, two, other = start(3), start(3), start(4)
+    assert len(one) == 5 * 4 * 2 and all(torch.equal(one[key], two[key]) for key in one)
+    assert all((one[key] == 0).all() for key in one if "lora_B" in key)
+    assert not any(torch.equal(one[key], other[key]) for key in one if "lora_A" in key)
+
+
+def test_two_trainings_alike_give_the_same_bytes(adapters, data, tmp_path):
+    """Also in another process, where Python orders its sets otherwise."""
+    flags = ("--model", TINY, "--data", data / "train.jsonl", "--out", tmp_path / "soft", *BRIEF)
+    arguments = [sys.executable, str(ROOT / "train_soft.py"), *map(str, flags)]
+    subprocess.run(arguments, env=ENV | {"PYTHONHASHSEED": "1"}, check=True, capture_output=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "soft" / name).read_bytes() == (adapters["soft"] / name).read_bytes()
+    modules = json.loads((tmp_path / "soft" / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)  # two processes may agree by chance
+
+
+def test_a_loss_that_is_not_finite_stops_with_nothing_saved(data, tmp_path):
+    flags = ("--data", data / "train.jsonl", "--limit", 4, "--batch", 4, "--lr", 1e30)
+    line = complaint(train_soft, "--model", TINY, "--out", tmp_path / "out", *flags)
+    assert "the loss of step 2 is not finite" in line
+    assert not list((tmp_path / "out").glob("adapter*")) and len(d.read_rows([tmp_path / "out" / "log.jsonl"])) == 1
+
+
+def test_a_model_with_missing_weights_is_refused(tmp_path):
+    broken = shutil.copytree(TINY, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(d.InputError, match=r"broken' lacks .*model\.layers\.3\.mlp\.up_proj\.weight"):
+        trie.load(str(broken))

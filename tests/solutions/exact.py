@@ -2,7 +2,7 @@
 
 No bins: a prefix such as "-1.2" is an interval of the line, and its mass a difference of the CDF, so every five-decimal
 value is a leaf and a perfect sampler's loss is 0. For tokenizers with one token per character of a number (Qwen3,
-Gemma 3, the embedded model).
+Gemma 3, SmolLM2, the embedded model).
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 import trie
-from distributions import UNIT, InputError, candidate_range, sample_outputs, scipy_args
+from distributions import InputError, is_discrete, lattice, sample_outputs
 
 MANY = 10**15
 
@@ -33,23 +33,21 @@ def spans(prefix: str, decimals: int) -> list[tuple[int, int]]:
     return found if prefix else [(-MANY, MANY)]
 
 
-def prepare(tokenizer, end: int, row: dict, paths: int, rng: np.random.Generator) -> dict:
-    """One prompt's ids, `paths` sampled paths with their exact targets, and the loss of a perfect sampler: 0."""
-    spec, args = scipy_args(row["family"], row["params"])
-    texts, _ = sample_outputs(row["family"], row["params"], paths, rng, max_bins=0)
+def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
+    """One prompt's ids and `draws` sampled answers, each with the exact targets along it; a perfect sampler loses 0."""
+    texts, _ = sample_outputs(row, draws, rng, max_bins=None)
     tokens = trie.encode(tokenizer, texts, end)
     if [*map(len, texts)] != ((tokens != trie.PAD).sum(1) - 1).tolist():
         raise InputError("this tokenizer writes several characters of a number as one token")
     token_of = {char: trie.encode_one(tokenizer, char)[0] for char in "-.0123456789"}
-    first, last = candidate_range(spec, args)
-    decimals, unit = (0, 1) if spec.discrete else (5, UNIT)
+    cdf, unit, first, last = lattice(row)
+    decimals = len(str(unit)) - 1
 
     def mass(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Probability of first..last, low to high: the two ends take the tails, as in canonical_outputs."""
+        """Probability of the values low to high of the lattice: its two ends take the tails."""
         low, high = low.clip(first, last + 1), high.clip(first - 1, last)
-        half = 0 if spec.discrete else 0.5
-        below = np.where(low == first, 0.0, spec.dist.cdf((low - 1 + half) / unit, *args))
-        above = np.where(high == last, 1.0, spec.dist.cdf((high + half) / unit, *args))
+        below = np.where(low == first, 0.0, cdf(low - 0.5))
+        above = np.where(high == last, 1.0, cdf(high + 0.5))
         return np.where(low <= high, above - below, 0.0).clip(min=0)
 
     prefixes = sorted({text[:i] for text in texts for i in range(len(text) + 1)})
@@ -58,14 +56,16 @@ def prepare(tokenizer, end: int, row: dict, paths: int, rng: np.random.Generator
     owner, low, high = (np.array(column) for column in zip(*ranges, strict=True))
     masses = np.bincount(owner, mass(low, high), len(longer)).reshape(len(prefixes), -1)
     # A number by itself is followed by the end token; of a discrete family it may also be the start of another.
-    number = re.compile(r"0|-?[1-9]\d*" if spec.discrete else rf"-?\d+\.\d{{{decimals}}}")
+    number = re.compile(r"0|-?[1-9]\d*" if is_discrete(row) else rf"-?\d+\.\d{{{decimals}}}")
     k = np.array([round(float(prefix) * unit) if number.fullmatch(prefix) else last + 1 for prefix in prefixes])
     masses = np.column_stack([masses, mass(k, k)])
     children = np.array([*token_of.values(), end], np.int32)
-    targets = {p: (children[row > 0], row[row > 0] / row.sum()) for p, row in zip(prefixes, masses, strict=True)}
+    targets = {p: (children[own > 0], own[own > 0] / own.sum()) for p, own in zip(prefixes, masses, strict=True)}
+    answers = [
+        {"path": line[line != trie.PAD], "targets": [targets[text[:i]] for i in range(len(text) + 1)]}
+        for text, line in zip(texts, tokens, strict=True)
+    ]
     return {
         "prompt": trie.chat_ids(tokenizer, row["prompt"]),
-        "paths": [line[line != trie.PAD] for line in tokens],
-        "targets": [[targets[text[:i]] for i in range(len(text) + 1)] for text in texts],
-        "floor": 0.0,
+        "answers": [answer | {"weight": 1, "floor": 0.0} for answer in answers],
     }

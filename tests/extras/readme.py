@@ -1,0 +1,78 @@
+"""The tables of a Markdown file, written between its marker lines from files of scores.
+
+    make readme                                                              # README.md, from the scores of the tests
+    python tests/extras/readme.py README.md --scores tests/tiny/scores.jsonl
+
+<!-- headline --> … <!-- /headline -->   one short table: base, soft, hard and a perfect sampler of each model
+<!-- results --> … <!-- /results -->     all tables of metrics.py, with intervals
+
+Reads rows of scores as metrics.py writes them. Of the two pairs of markers, a file may have one.
+What this file does not do: compute a score, or change anything outside the markers.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import metrics
+from distributions import InputError, Parser, read_rows, run, write_text
+
+METHODS = {"base": "base", "soft": "soft", "hard": "hard", "target": "a perfect sampler"}
+HEADINGS = ["model", "method", "norm. W1 (unseen, held-out)", "excess KL (unseen, held-out)", "unique open answers",
+            "TV of the right answer's place"]  # fmt: skip
+
+
+def short(row: dict | None) -> str:
+    """A score without its interval; – where there is none, ∞ where it is infinite."""
+    if row is None or not row["n"]:
+        return "–"
+    return "∞" if row["value"] is None else f"{round(row['value'], 2) + 0:.2f}"  # + 0: there is no -0.00
+
+
+def headline(scores: list[dict]) -> list[str]:
+    """A Markdown table of four rows for each model and six columns. unseen: parameters; held-out: families."""
+    cells = {(row["model"], row["method"], row["axis"], row["split"], row["metric"]): row for row in scores}
+    names = {(row["model"], row["method"]) for row in scores}
+    lines = [HEADINGS]
+    for model in dict.fromkeys(row["model"] for row in scores):
+        for method in (method for method in METHODS if (model, method) in names):
+            both = [
+                ", ".join(short(cells.get((model, method, "numbers", split, metric))) for split in ("unseen", "ood"))
+                for metric in ("normalized_w1", "excess_kl")
+            ]
+            unique = short(cells.get((model, method, "open", None, "unique_rate")))
+            if method == "target":  # what a uniform sampler scores with as many valid questions as the base has
+                tv = short(cells.get((model, "base", "mcq", None, "tv_uniform")))
+            else:
+                tv = short(cells.get((model, method, "mcq", None, "tv")))
+                valid = cells.get((model, method, "mcq", None, "valid_rate"))
+                tv += f" ({valid['value']:.0%} valid)" if valid else ""
+            lines.append([model.split("/")[-1], METHODS[method], *both, unique, tv])
+    return metrics.markdown(zip(*lines, strict=True))
+
+
+def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
+    """Put lines between a file's marker lines. Raises InputError if it has none of these, or half of a pair."""
+    text = path.read_text(encoding="utf-8")
+    found = [name for name in blocks if f"<!-- {name} -->\n" in text]
+    if not found or not all(f"<!-- /{name} -->" in text.split(f"<!-- {name} -->\n")[1] for name in found):
+        raise InputError(f"{path} lacks marker lines, such as <!-- results --> and, below it, <!-- /results -->")
+    for name in found:
+        before, rest = text.split(f"<!-- {name} -->\n", 1)
+        after = rest.split(f"<!-- /{name} -->", 1)[1]
+        body = "\n".join(blocks[name]).strip()
+        text = f"{before}<!-- {name} -->\n{body}\n<!-- /{name} -->{after}"
+    write_text(path, text)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("file", metavar="FILE", help="Markdown file with marker lines")
+    parser.add_argument("--scores", nargs="+", required=True, metavar="FILE", help="scores that metrics.py wrote")
+    args = parser.parse_args()
+    scores = read_rows(args.scores, ("model", "method", "axis", "split", "metric", "value", "n"))
+    rewrite(Path(args.file), {"headline": headline(scores), "results": metrics.tables(scores)})
+
+
+if __name__ == "__main__":
+    run(main)
