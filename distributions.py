@@ -127,12 +127,9 @@ def make_rows(split: str, decimals: int = DECIMALS) -> list[dict]:
             params = dict(zip(spec.params.split(), map(significant, values), strict=True))
             shown = (f"{name}={np.format_float_positional(value, trim='-')}" for name, value in params.items())
             row = {"id": f"{split}-{family}-{i:03d}", "split": split, "family": family, "params": params}
-            row |= {} if decimals == DECIMALS else {"decimals": decimals}
+            row |= {"decimals": decimals} if decimals != DECIMALS else {}
             rows.append(row | {"prompt": PROMPT.format(spec.name, ", ".join(shown))})
     return rows
-
-
-# ------------------------------------------------------------------------------------------ canonical outputs
 
 
 def distribution(row: dict):
@@ -142,8 +139,7 @@ def distribution(row: dict):
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     spec = FAMILIES[family]
-    names = spec.params.split()
-    if set(params) != set(names):
+    if set(params) != set(names := spec.params.split()):
         raise InputError(f"{family} takes the parameters {', '.join(names)}, got {params}")
     try:
         with np.errstate(all="ignore"):
@@ -156,7 +152,7 @@ def distribution(row: dict):
 
 
 def is_discrete(row: dict) -> bool:
-    return isinstance(FAMILIES[row["family"]].dist, stats.rv_discrete)
+    return "outputs" in row or isinstance(FAMILIES[row["family"]].dist, stats.rv_discrete)
 
 
 def lattice(row: dict) -> tuple:
@@ -251,9 +247,6 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
     return np.array_split(order, math.ceil(len(order) / size))
 
 
-# ------------------------------------------------------------------------------------- files and command lines
-
-
 def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Callable[[dict], str] | None = None):
     """Rows of JSONL files, each an object with `keys`. name(row) checks a row and names it; names occur only once.
     Raises InputError with file:line."""
@@ -276,8 +269,7 @@ def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Calla
 
 
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
-    """Number prompts of several files, checked: a family and parameters that exist or a target of its own, ids used
-    once. limit: keep only so many, evenly spaced, so that the families stay mixed."""
+    """Number prompts of several files, checked. limit: keep only so many, evenly spaced, so that families stay mixed."""
 
     def name(row):
         if not all(isinstance(row[key], str) for key in keys):
@@ -290,16 +282,14 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
             raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):g}")
         return f"id {row['id']!r}"
 
-    keys = ("id", "split", "prompt")
-    rows = read_rows(paths, keys, name)
+    rows = read_rows(paths, keys := ("id", "split", "prompt"), name)
     return rows if limit is None else [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed over it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -324,7 +314,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self):
         args = super().parse_args()
         for key, value in vars(args).items():
-            if isinstance(value, int | float) and not (0 < value < math.inf or (key, value) == ("seed", 0)):
+            if type(value) in (int, float) and not (0 < value < math.inf or (key, value) == ("seed", 0)):
                 raise InputError(f"--{key.replace('_', '-')} must be a positive number, got {value}")
         return args
 

@@ -8,12 +8,11 @@ mean), over open prompts the mean (of the support the median), of `mcq` over all
 interval over families, prompts or draws. An infinite value is null, and ∞ in the tables. Rows of the method "target"
 are the same scores of as many draws from the true distribution: what sampling noise alone leaves.
 
-Choices where the paper (arXiv 2605.11845) leaves room: W1 is divided by what always answering the median scores, as the
-paper's normalization is not published. A prompt without a valid answer counts, with an infinite W1.
+Choices where the paper (arXiv 2605.11845) leaves room: W1 is divided by what always answering the median scores; a
+prompt without a valid answer counts, with an infinite W1.
 What this file does not do: run a model, or know how rows were made.
 """
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -23,21 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from distributions import (
-    InputError,
-    Parser,
-    canonical_outputs,
-    distribution,
-    is_discrete,
-    prompt_rng,
-    read_rows,
-    run,
-    sample_outputs,
-    to_jsonl,
-    write_text,
-)
-
-# ----------------------------------------------------------------------------------------- what counts as an answer
+import distributions as dist
 
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "‹": "›", "„": "“", "「": "」"}
@@ -97,7 +82,8 @@ def parse_answer(text: str) -> str | None:
         if answer[0] in inside or answer[-1] in inside:
             break
         answer = answer[1:-1].strip("*_` ")
-    return answer if any(c.isalnum() or unicodedata.category(c) == "So" for c in answer) else None
+    # "\ufffd" is what is not UTF-8
+    return answer if any(c.isalnum() or unicodedata.category(c) == "So" for c in answer if c != "\ufffd") else None
 
 
 def parse_question(text: str) -> int | None:
@@ -116,17 +102,15 @@ def parse_question(text: str) -> int | None:
     options = [body.strip(" .").casefold() for body in bodies[1:5]]
     answer = re.fullmatch(r"\(?([A-D])\b\W*(.*)", bodies[5], re.DOTALL)
     place = "ABCD".index(answer[1]) if answer else None
-    return place if answer and answer[2].strip(" .").casefold() in ("", options[place]) else None
+    return place if answer and answer[2].strip(' .)"').casefold() in ("", options[place]) else None
 
 
 # ------------------------------------------------------------------------------------------------ scores of one row
 
 
 def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
-    """W1(values, support with probs) / E|X - median| of the latter: 0 perfect, 1 as bad as always the median.
-
-    values (N,), support and probs (M,). Defined for Cauchy and Bernoulli(.1), where variance or IQR fail.
-    """
+    """W1(values, support with probs) / E|X - median| of the latter: 0 perfect, 1 as bad as always the median. Defined
+    for Cauchy and Bernoulli(.1), where variance or IQR fail. values (N,), support and probs (M,)."""
     median = support[np.searchsorted(np.cumsum(probs), 0.5)]
     return stats.wasserstein_distance(values, support, None, probs) / float(probs @ np.abs(support - median))
 
@@ -142,8 +126,8 @@ def cdf_gap(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float
 def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) -> bool:
     """Whether a goodness-of-fit test at 1 % lets these values pass: Kolmogorov-Smirnov, or for a discrete family
     chi-square over cells that are pooled, from the left, until each expects five draws."""
-    if not is_discrete(row):
-        return bool(stats.kstest(values, distribution(row).cdf).pvalue >= 0.01)
+    if not dist.is_discrete(row):
+        return bool(stats.kstest(values, dist.distribution(row).cdf).pvalue >= 0.01)
     observed = np.bincount(np.searchsorted(support, values).clip(max=len(support) - 1), minlength=len(support))
     expected, starts = probs * len(values), [0]
     for i in range(1, len(expected)):
@@ -154,15 +138,22 @@ def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) 
 
 
 def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
-    discrete, (low, high) = is_discrete(row), distribution(row).support()
-    parsed = [parse_number(answer, low, high, discrete) for answer in answers]
-    values = np.array([value for value in parsed if value is not None])
-    texts, probs, _ = canonical_outputs(row)
-    support = np.array(texts, float)
-    scores = {"valid_rate": len(values) / len(answers), "normalized_w1": np.inf, "cdf_gap": 1.0, "gof_pass_rate": 0.0}
+    texts, probs, _ = dist.canonical_outputs(row)
+    if listed := "outputs" in row:  # without order: a value is a place in the list, the gap is the total variation
+        values, support = (
+            [texts.index(text) for text in map(str.strip, answers) if text in texts],
+            np.arange(len(texts)),
+        )
+    else:
+        discrete, (low, high) = dist.is_discrete(row), dist.distribution(row).support()
+        values = [value for answer in answers if (value := parse_number(answer, low, high, discrete)) is not None]
+        support = np.array(texts, float)
+    values = np.array(values)
+    scores = {"valid_rate": len(values) / len(answers), "cdf_gap": 1.0, "gof_pass_rate": 0.0}
+    scores |= {} if listed else {"normalized_w1": normalized_w1(values, support, probs) if len(values) else np.inf}
     if len(values):
-        scores["normalized_w1"] = normalized_w1(values, support, probs)
-        scores["cdf_gap"] = cdf_gap(values, support, probs)
+        shares = np.bincount(values, minlength=len(probs)) / len(values) if listed else None
+        scores["cdf_gap"] = np.abs(shares - probs).sum() / 2 if listed else cdf_gap(values, support, probs)
         scores["gof_pass_rate"] = float(fits(values, row, support, probs))
     if "logit_kl" in row:  # the excess is form, and shape above the floor, which belongs to it
         kl, floor, form = row["logit_kl"], row["logit_kl_floor"], row["logit_kl_form"]
@@ -200,14 +191,11 @@ def score(row: dict) -> dict:
     return scores | {"tokens": row["tokens"] / len(answers) if row.get("tokens") else None}
 
 
-def target_row(row: dict) -> dict:
+def target_row(row: dict, name: str = "target") -> dict:
     """A row as a perfect sampler would have made it: as many true draws, and the floor as its KL."""
-    texts, _ = sample_outputs(row, len(row["draws"]), prompt_rng(0, row["id"]), max_bins=None)
+    texts, _ = dist.sample_outputs(row, len(row["draws"]), dist.prompt_rng(0, row["id"]), max_bins=None)
     exact = {"logit_kl": row["logit_kl_floor"], "logit_kl_form": 0.0} if "logit_kl" in row else {}
-    return row | {"method": "target", "draws": texts, "tokens": None, "protocol": None} | exact
-
-
-# ------------------------------------------------------------------------------------------------ aggregation
+    return row | {"method": name, "draws": texts, "tokens": None, "protocol": None} | exact
 
 
 def total_variation(places: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -215,16 +203,13 @@ def total_variation(places: np.ndarray, axis: int = -1) -> np.ndarray:
     return sum(np.abs((places == place).mean(axis) - 0.25) for place in range(4)) / 2
 
 
-def total_variation_of_uniform(places: np.ndarray, axis: int = -1) -> float:
+def total_variation_of_uniform(places: np.ndarray) -> float:
     """What total_variation is expected to be if N places are uniform: 1/2 * 4 E|Binomial(N, 1/4) / N - 1/4|."""
     counts = np.arange(len(places) + 1)
     return float(2 * stats.binom.pmf(counts, len(places), 0.25) @ np.abs(counts / len(places) - 0.25))
 
 
-def uniform_p_value(places: np.ndarray, axis: int = -1) -> float:
-    return float(stats.chisquare(np.bincount(places, minlength=4)).pvalue)
-
-
+uniform_p_value = lambda places: float(stats.chisquare(np.bincount(places, minlength=4)).pvalue)
 SPENT = {"answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)}
 METRICS = {  # axis -> metric -> heading, statistic over families, prompts or draws
     "numbers": {
@@ -256,11 +241,6 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or dr
         "tokens": ("tokens", np.mean),
     },
 }
-TITLES = {
-    "numbers": "Numbers: unseen parameters and unseen families",
-    "open": "Open-ended answers",
-    "mcq": "The right answer's place in generated questions",
-}
 
 
 def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[float | None, float | None]:
@@ -277,9 +257,9 @@ def add_targets(rows: list[dict]) -> list[dict]:
     numbers, targets = [row for row in rows if row["axis"] == "numbers"], {}
     most = max((len(row["draws"]) for row in numbers), default=0)
     for row in sorted(numbers, key=lambda row: "logit_kl" not in row):
-        n = len(row["draws"])
-        targets.setdefault((row["model"], "target" if n == most else f"target, n={n}", row["id"]), row)
-    return rows + [target_row(row) | {"method": name} for (_, name, _), row in targets.items()]
+        name = "target" if len(row["draws"]) == most else f"target, n={len(row['draws'])}"
+        targets.setdefault((row["model"], name, row["id"]), row)
+    return rows + [target_row(row, name) for (_, name, _), row in targets.items()]
 
 
 def aggregate(rows: list[dict]) -> list[dict]:
@@ -303,9 +283,6 @@ def aggregate(rows: list[dict]) -> list[dict]:
             result |= dict(zip(("value", "low", "high"), found, strict=True))
             out.append(result | {"n": sum(map(len, units.values()))})
     return out
-
-
-# ----------------------------------------------------------------------------------------------------- tables
 
 
 def cell(row: dict | None) -> str:
@@ -340,28 +317,8 @@ def markdown(columns: Iterable[tuple[str, ...]]) -> list[str]:
 
 def tables(scores: list[dict]) -> list[str]:
     """All tables, one per axis, with their headings."""
-    axes = [axis for axis in TITLES if any(row["axis"] == axis for row in scores)]
-    return [line for axis in axes for line in (f"**{TITLES[axis]}**", "", *table(scores, axis), "")]
-
-
-def costs(rows: list[dict], folders: dict) -> list[str]:
-    """What each method cost, with which options and on which hardware. folders: (model, method) -> where it lies."""
-    lines = []
-    for (model, method), folder in folders.items():
-        spent = Counter()
-        for row in rows:
-            spent[row["axis"]] += row["seconds"] / 60 * ((row["model"], row["method"]) == (model, method))
-        text = f"- {model}, {method}: " + ", ".join(f"{axis} {spent[axis]:.1f} min" for axis in spent)
-        if (folder / "adapter_config.json").exists():
-            run, log = json.loads((folder / "run.json").read_text()), read_rows([folder / "log.jsonl"])
-            options = (
-                f"{k} {v}" for k, v in run["args"].items() if k not in ("model", "data", "out") and v is not None
-            )
-            minutes = sum(entry["seconds"] for entry in log) / 60
-            text += f"; {len(log)} training steps {minutes:.1f} min ({', '.join(options)}); {run['device']}, "
-            text += f"{run['threads']} of {run['cores']} cores, torch {run['versions']['torch']}"
-        lines.append(text)
-    return lines
+    axes = [axis for axis in METRICS if any(row["axis"] == axis for row in scores)]
+    return [line for axis in axes for line in (f"**{axis}**", "", *table(scores, axis), "")]
 
 
 def check_same_prompts(rows: list[dict]) -> None:
@@ -370,38 +327,33 @@ def check_same_prompts(rows: list[dict]) -> None:
     for row in rows:
         asked.setdefault((row["model"], row["axis"]), {}).setdefault(row["method"], set()).add(row["id"])
     for (model, axis), methods in asked.items():
-        for method, ids in methods.items():
-            if odd := sorted(ids ^ next(iter(methods.values()))):
-                first = next(iter(methods))
-                raise InputError(
-                    f"{model}, {axis}: {first} and {method} have different prompts ({odd[0]} is in one only)"
-                )
+        (first, ids), *others = methods.items()
+        for other, theirs in others:
+            if odd := sorted(ids ^ theirs):
+                raise dist.InputError(f"{model}, {axis}: only one of {first} and {other} has {odd[0]}; make both anew")
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="rows of sample.py; log.jsonl among them is passed over"
-    )
+    parser = dist.Parser(description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="rows of sample.py; a log.jsonl is passed over")
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
-    parser.add_argument("--report", help="Markdown file for the tables and what they cost")
+    parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
     out, files = Path(args.out), [Path(file) for file in args.files if Path(file).name != "log.jsonl"]
-    if out.exists() and "metric" not in read_rows([out])[0]:
-        raise InputError(f"{out} is no file of scores; choose another --out")
+    if out.exists() and "metric" not in dist.read_rows([out])[0]:
+        raise dist.InputError(f"{out} is no file of scores; choose another --out")
 
     keys = ("id", "model", "method", "axis", "draws")
-    rows = read_rows(files, keys, lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})")
+    rows = dist.read_rows(files, keys, lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})")
     check_same_prompts(rows)
-    folders = {(row["model"], row["method"]): file.parent for file in files for row in read_rows([file])[:1]}
     scores = aggregate(rows)
-    write_text(out, to_jsonl(scores))
+    dist.write_text(out, dist.to_jsonl(scores))
     print("\n".join(tables(scores)).rstrip())
     if args.report:
-        notes = ["Value and 95 % bootstrap interval; `target` = the same scores of true draws.", ""]
-        write_text(args.report, "\n".join([*tables(scores), *notes, *costs(rows, folders)]) + "\n")
+        note = "Value and 95 % bootstrap interval; `target` = the same scores of true draws."
+        dist.write_text(args.report, "\n".join([*tables(scores), note]) + "\n")
         print(f"\nreport: {args.report}")
 
 
 if __name__ == "__main__":
-    run(main)
+    dist.run(main)

@@ -33,20 +33,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributions as dist
 import trie
-from distributions import (
-    MAX_BINS,
-    InputError,
-    Parser,
-    canonical_outputs,
-    digest,
-    prompt_rng,
-    read_prompts,
-    read_rows,
-    run,
-    to_jsonl,
-    write_text,
-)
 
 AXES = {  # axis -> draws of each prompt, most tokens of an answer, what it is
     "numbers": (1000, 32, "draws and logit KL for number prompts"),
@@ -110,7 +98,7 @@ PROTOCOL_TOKENS = 4096
 def prompt_rows(args) -> list[dict]:
     """What is to be asked, one row per row of the output. Raises InputError, of a file with file:line."""
     if args.axis == "numbers":
-        return read_prompts(args.prompts)
+        return dist.read_prompts(args.prompts)
     if args.prompts:
         return own_prompts(args.prompts, args.axis)
     if args.axis == "mcq":
@@ -125,14 +113,17 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
     """Prompts of one's own: JSONL with a "prompt" in each row, or a JSON list of such rows or of texts."""
     rows = []
     for path in paths:
-        text = Path(path).read_text()
-        listed = json.loads(text) if text.lstrip().startswith("[") else read_rows([path], ("prompt",))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            listed = json.loads(text) if text.lstrip().startswith("[") else dist.read_rows([path], ("prompt",))
+        except ValueError as error:  # an InputError, or what is not UTF-8 or not JSON
+            raise dist.InputError(f"{path}: {error}") from None
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in listed]
     rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]
     if not all(isinstance(row["id"], str) and isinstance(row.get("prompt"), str) for row in rows):
-        raise InputError(f"{', '.join(paths)}: every prompt, and every id, must be a text")
+        raise dist.InputError(f"{', '.join(paths)}: every prompt, and every id, must be a text")
     if len({row["id"] for row in rows}) < len(rows):
-        raise InputError(f"{', '.join(paths)}: two prompts have the same id")
+        raise dist.InputError(f"{', '.join(paths)}: two prompts have the same id")
     return rows
 
 
@@ -172,7 +163,7 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
 
 
 def exact_numbers(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
-    texts, probs, perfect = canonical_outputs(row, args.bins)
+    texts, probs, perfect = dist.canonical_outputs(row, args.bins)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
     kl, form = logit_kl(model, prompt, tree, args.paths, args.rows)
     floor = trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
@@ -212,13 +203,13 @@ def answers(model, tokenizer, end: int, asked: list[dict], args) -> Iterator[dic
     for first in range(0, len(asked), size):
         batch, start = asked[first : first + size], time.perf_counter()
         prompts = [trie.chat_ids(tokenizer, row["prompt"], system, thinking=bool(system)) for row in batch]
-        uniform = [prompt_rng(args.seed, row["id"]).random((args.n, args.max_tokens)) for row in batch]
+        uniform = [dist.prompt_rng(args.seed, row["id"]).random((args.n, args.max_tokens)) for row in batch]
         paths = trie.walk(model, prompts, ends, np.concatenate(uniform), args.rows)
         shared = (time.perf_counter() - start) / len(batch)
 
         for i, (row, ids) in enumerate(zip(batch, prompts, strict=True)):
             own, start = paths[i * args.n : (i + 1) * args.n], time.perf_counter()
-            # Where the template itself opens the thoughts, the text must show it, or a thought would pass for an answer.
+            # Where the template itself opens the thoughts, the text must show it, or they would pass for an answer.
             opened = "<think>" * trie.decode(tokenizer, ids).rstrip().endswith("<think>")
             result = {"draws": [opened + written(tokenizer, path, ends) for path in own]}
             if args.axis in EXACT and not args.protocol:
@@ -238,14 +229,16 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     state, record = trie.processes(), out.with_suffix(".run.json")
     elsewhere = ("model", "adapter", "prompts", "out", "rows")  # what they are is in the inputs; rows change nothing
     made = {"options": {key: value for key, value in vars(args).items() if key not in elsewhere}, "inputs": inputs}
-    made["code"] = [digest(Path(__file__).with_name(name)) for name in ("sample.py", "trie.py", "distributions.py")]
+    made["code"] = [
+        dist.digest(Path(__file__).with_name(name)) for name in ("sample.py", "trie.py", "distributions.py")
+    ]
     partials = lambda: sorted(out.parent.glob(f"{glob.escape(out.name)}.partial*"))
 
     if state.is_main_process and partials():
         before = json.loads(record.read_text()) if record.exists() else {}
         if other := [key for key in made if before.get(key) != made[key]]:
             names = ", ".join(map(str, partials()))
-            raise InputError(
+            raise dist.InputError(
                 f"{names} was made with other {' and '.join(other)} (see {record}); remove it to start anew"
             )
         for partial in partials():  # without a line that was cut off when the run was killed
@@ -255,7 +248,7 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
         trie.write_run(record, args, **made)
     state.wait_for_everyone()
 
-    done = [row for path in partials() if path.stat().st_size for row in read_rows([path], ("id",))]
+    done = [row for path in partials() if path.stat().st_size for row in dist.read_rows([path], ("id",))]
     finished = {row["id"] for row in done}
     todo = [row for row in asked if row["id"] not in finished][state.process_index :: state.num_processes]
     state.wait_for_everyone()
@@ -263,19 +256,19 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     with open(share, "a", encoding="utf-8") as file:
         bar = tqdm(answer(todo), str(out), total=len(todo), disable=not state.is_main_process)
         for row in bar:
-            file.write(to_jsonl([row]))
+            file.write(dist.to_jsonl([row]))
             file.flush()
     state.wait_for_everyone()
 
     if state.is_main_process:
-        rows = {row["id"]: row for path in partials() if path.stat().st_size for row in read_rows([path])}
-        write_text(out, to_jsonl(rows[row["id"]] for row in asked))
+        rows = {row["id"]: row for path in partials() if path.stat().st_size for row in dist.read_rows([path])}
+        dist.write_text(out, dist.to_jsonl(rows[row["id"]] for row in asked))
         for partial in partials():
             partial.unlink()
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = dist.Parser(description=__doc__)
     axes = parser.add_subparsers(dest="axis", required=True, metavar="|".join(AXES))
     for axis, (n, tokens, what) in AXES.items():
         sub = axes.add_parser(axis, help=what)
@@ -293,8 +286,8 @@ def main() -> None:
         sub.add_argument("--protocol", choices=[p for p in PROTOCOLS if axis in PROTOCOLS[p]], help=own)
         if axis == "numbers":
             sub.add_argument("--paths", type=int, default=128, help="paths of the logit KL (default 128)")
-            own = f"canonical outputs of the logit KL (default {MAX_BINS})"
-            sub.add_argument("--bins", type=int, default=MAX_BINS, help=own)
+            own = f"canonical outputs of the logit KL (default {dist.MAX_BINS})"
+            sub.add_argument("--bins", type=int, default=dist.MAX_BINS, help=own)
         own = f"cut an answer here (default {tokens}, with --protocol {PROTOCOL_TOKENS})"
         sub.add_argument("--max-tokens", type=int, help=own)
         sub.add_argument("--rows", type=int, default=512, help="most draws in one pass (default 512)")
@@ -311,12 +304,12 @@ def main() -> None:
     model, tokenizer, end = trie.load(args.model, args.adapter)
     method = "+".join(([adapter.name] if adapter else []) + ([args.protocol] if args.protocol else [])) or "base"
     source = {"model": args.model, "method": method, "axis": args.axis, "protocol": args.protocol}
-    inputs = {"prompts": hashlib.sha256(to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
+    inputs = {"prompts": hashlib.sha256(dist.to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
     if adapter:
-        inputs["adapter"] = digest(adapter / "adapter_model.safetensors")
+        inputs["adapter"] = dist.digest(adapter / "adapter_model.safetensors")
     answer = lambda todo: (row | source for row in answers(model, tokenizer, end, todo, args))
     write_rows(out, args, inputs, asked, answer)
 
 
 if __name__ == "__main__":
-    run(main)
+    dist.run(main)

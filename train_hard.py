@@ -40,8 +40,8 @@ METHOD, EPOCHS, DRAWS, BINS = "hard", 2, 16, 16384
 
 
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
-    """What training needs of one prompt: its ids, and `draws` sampled answers, each a path (L,) of token ids, its weight
-    in a step's mean (here its tokens), what a perfect sampler loses on it (optional), and whatever `collate` wants.
+    """What training needs of one prompt: its ids, and `draws` sampled answers, each a path (L,) of token ids, its
+    weight in a step's mean (here its tokens), a perfect sampler's loss (optional), and whatever `collate` wants.
     """
     texts, perfect = sample_outputs(row, draws, rng, BINS)
     paths = [tokens[tokens != trie.PAD] for tokens in trie.encode(tokenizer, texts, end)]

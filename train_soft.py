@@ -38,8 +38,8 @@ METHOD, EPOCHS, DRAWS, BINS = "soft", 3, 1, 1001
 
 
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
-    """What training needs of one prompt: its ids, and `draws` sampled answers, each a path (L,) of token ids, its weight
-    in a step's mean (here all alike), what a perfect sampler loses on it (optional), and whatever `collate` wants.
+    """What training needs of one prompt: its ids, and `draws` sampled answers, each a path (L,) of token ids, its
+    weight in a step's mean (here all alike), a perfect sampler's loss (optional), and whatever `collate` wants.
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")

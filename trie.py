@@ -2,7 +2,6 @@
 
 The canonical outputs of a prompt, tokenized and closed with the model's own end-of-turn token, form a prefix trie. At
 each prefix the target for the next token is the remaining probability, renormalized (arXiv 2605.11845, soft):
-
     q(c | prefix) = mass of the leaves that begin with prefix + c  /  mass of the leaves that begin with prefix
 
 *Prefill once, branch many*: `prefill` reads the prompts, `branch` runs answers behind each from a copy of its KV cache
@@ -18,10 +17,11 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import warnings
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from scipy.special import xlogy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
-from transformers.utils import logging as transformers_logging
 
 from distributions import InputError, digest, write_text
 
 PAD = -1  # fills short rows of a token matrix; never a token id
 DATE = datetime.date(2024, 7, 26)  # what templates that print today's date get: a result must not change overnight
+# subtle: transformers hands a template plain values only, so its strftime_now can be replaced in Jinja alone.
+PINNED = "".join(f".replace('{code}', '{DATE.strftime(code)}')" for code in ("%d", "%m", "%b", "%B", "%y", "%Y"))
+PINNED = "{% macro strftime_now(format) %}{{ format" + PINNED + " }}{% endmacro %}"
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # transformers', of itself
-transformers_logging.disable_progress_bar()
 
 
 def processes() -> PartialState:
@@ -79,17 +80,14 @@ def identity(name: str) -> str:
 
 
 def load_adapter(model, name: str, adapter: Path):
-    if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"no adapter at {adapter}: adapter_config.json is missing; train one first")
     try:
         config, record = PeftConfig.from_pretrained(str(adapter)), adapter / "run.json"
         trained_on = json.loads(record.read_text())["identity"] if record.exists() else config.base_model_name_or_path
-        same = trained_on in (name, identity(name))
-        model = PeftModel.from_pretrained(model, str(adapter)).eval() if same else model
+        if trained_on not in (name, identity(name)):
+            raise InputError(f"it was trained on {config.base_model_name_or_path!r}, or on other weights of it")
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"the adapter {adapter} does not fit {name!r}: {error}") from None
-    if not same:
-        raise InputError(f"{adapter} was trained on {config.base_model_name_or_path!r}, not on {name!r} as it is now")
 
     # subtle: PEFT only warns when weights do not match by name, and the model then runs as its own base.
     probe = torch.arange(1, 9, device=model.device)[None]
@@ -134,24 +132,21 @@ def refuse(out: Path, finished: Path | None = None) -> None:
 
 def write_run(path: Path, args, **more) -> None:
     """Write a run's provenance, before any work starts: options, inputs, versions, hardware."""
-    here, cpu = Path(__file__).parent, Path("/proc/cpuinfo")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
-    cpu = re.findall("model name.*: (.*)", cpu.read_text() if cpu.exists() else "") or [platform.machine()]
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    cpu = re.findall("model name.*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
     record = {"args": vars(args), **more, "identity": identity(args.model), "date": str(DATE), "commit": commit}
     record["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")}
-    record["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu[0]
+    record["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else [*cpu, platform.machine()][0]
     record |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     write_text(path, json.dumps(record, indent=1) + "\n")
-
-
-# ------------------------------------------------------------------------------- chat prompts and the end token
 
 
 def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -> str:
     """Messages in the model's chat template. Raises InputError where it cannot take them."""
     options |= {"enable_thinking": thinking, "reasoning_effort": "medium" if thinking else "low"}
-    options |= {"date_string": DATE.strftime("%d %b %Y"), "strftime_now": DATE.strftime}
     try:
+        options |= {"date_string": DATE.strftime("%d %b %Y"), "chat_template": PINNED + tokenizer.get_chat_template()}
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program: it may raise anything
         raise InputError(f"the chat template cannot render a user's prompt: {error}") from None
@@ -186,9 +181,8 @@ def end_token(tokenizer) -> int:
     """
     if not tokenizer.chat_template:
         raise InputError("the tokenizer has no chat template; the kit needs a chat (instruct) model")
-    answer = "Zq7ANSWER7qZ"
-    messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": answer}]
-    _, found, after = render(tokenizer, messages).rpartition(answer)
+    messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Zq7ANSWER7qZ"}]
+    _, found, after = render(tokenizer, messages).rpartition("Zq7ANSWER7qZ")
     ids = encode_one(tokenizer, after)
     if not found or not ids or ids[0] not in tokenizer.added_tokens_decoder:
         raise InputError(f"the chat template does not close an answer with a special token (it puts {after[:20]!r})")
@@ -207,9 +201,6 @@ def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
     if len(lengths) != len(texts) or tokens[-1, : lengths[-1]].tolist() != [*encode_one(tokenizer, texts[-1]), end]:
         raise InputError(f"this tokenizer encodes {texts[-1]!r} differently after {joint!r} than on its own")
     return tokens
-
-
-# ------------------------------------------------------------------------------------------- the prefix trie
 
 
 class Trie:
@@ -258,9 +249,9 @@ def pad_targets(paths: list[np.ndarray], targets: list[list]) -> tuple[torch.Ten
 
 
 def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
-    """The logit KL of a perfect sampler, in nats per token: sum over leaves of q / length * log(q / p5). It is not 0, as
-    the trie keeps 1001 of perhaps 10^6 five-decimal values, and no model can know which. Arguments (N,): target q, what
-    a perfect sampler prints p5, token counts. Along a path the conditional log-ratios add up to its leaf's.
+    """The logit KL of a perfect sampler, in nats per token: sum over leaves of q / length * log(q / p5). Not 0, as the
+    trie keeps 1001 of perhaps 10^6 five-decimal values, and no model can know which. Arguments (N,): target q, what a
+    perfect sampler prints p5, token counts. Along a path the conditional log-ratios add up to its leaf's.
 
     >>> round(kl_floor(np.array([0.5, 0.5]), np.array([0.25, 0.25]), np.array([4, 4])), 3)      # log(2) / 4
     0.173
@@ -268,11 +259,7 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
     return float(np.sum((xlogy(probs, probs) - xlogy(probs, perfect)) / lengths))
 
 
-# -------------------------------------------------------------------------- prefill once, branch many
-
-
-@dataclass
-class Prefix:
+class Prefix(NamedTuple):
     """R rows that a model has read: KV cache, attention mask (R, P), and logits (R, V) of the next token."""
 
     cache: object
@@ -292,12 +279,12 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     """Read B prompts: what all begin with (chat header, system prompt, first words) once, then the rest of each,
     left-padded to one length so that their completions align. Equal, up to rounding, to reading each by itself."""
     # subtle: a sliding window counts places in the cache, and padding behind the head would push tokens out of it.
-    slides = getattr(model.config.get_text_config(), "sliding_window", None)
+    config = getattr(model, "module", model).config  # of several processes each has its model in a wrapper
+    slides = getattr(config.get_text_config(), "sliding_window", None)
     shared = 0 if slides or len(prompts) == 1 else len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
-    pads = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
-    rest = [[0] * pad + prompt[shared:] for pad, prompt in zip(pads, prompts, strict=True)]
-    ids = torch.tensor(rest, device=model.device)
-    mask = (torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(pads, device=ids.device)[:, None]).long()
+    rests, width = [prompt[shared:] for prompt in prompts], max(map(len, prompts)) - shared
+    ids = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests], device=model.device)
+    mask = torch.tensor([[0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=model.device)
     options = {"position_ids": shared + (mask.cumsum(1) - 1).clamp(min=0), "use_cache": True, "logits_to_keep": 1}
     if shared:
         out = model(input_ids=ids.new_tensor([prompts[0][:shared]]), use_cache=True, logits_to_keep=1)
@@ -332,8 +319,7 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
 def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """A next token for each of m draws: by inverse CDF, over the full vocabulary, at temperature 1. (m,) logits (R, V);
     owner (m,): the row each draw is at; uniform (m,): each draw's own random number in [0, 1)."""
-    # float64: in float32 the rounding of a 150,000-term sum reaches 10^-5
-    cdf = logits.double().softmax(-1).cumsum(-1)[owner]  # (m, V)
+    cdf = logits.double().softmax(-1).cumsum(-1)[owner]  # (m, V); in float32 its rounding would reach 10^-5
     return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
 
 

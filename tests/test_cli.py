@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import BRIEF, ENV, ROOT, TINY, call, command, complaint, script, train
@@ -23,26 +22,18 @@ import sample as sample_script
 import train_hard
 import train_soft
 import trie
-from distributions import InputError, read_jsonl, run, write_jsonl
+from distributions import InputError, read_rows, run, to_jsonl, write_text
 
-METRICS = {"normalized_w1", "logit_kl", "logit_kl_floor", "excess_kl", "valid_rate", "gof_pass_rate"}
-METRICS |= {"answer_rate", "tokens"}
-
-
-@pytest.fixture(scope="session")
-def prompts(tmp_path_factory, data) -> list[Path]:
-    """Two unseen prompts and two ood ones."""
-    folder = tmp_path_factory.mktemp("prompts")
-    for split in ("unseen", "ood"):
-        write_jsonl(folder / f"{split}.jsonl", read_jsonl(data / f"{split}.jsonl")[:4:3])
-    return [folder / "unseen.jsonl", folder / "ood.jsonl"]
+METRICS = {"normalized_w1", "cdf_gap", "logit_kl", "logit_kl_floor", "excess_kl", "form_kl", "shape_kl", "valid_rate"}
+METRICS |= {"gof_pass_rate", "answer_rate", "tokens"}
+SOURCE = {"model", "method", "axis", "protocol", "draws", "tokens", "seconds"}  # what sample.py adds to every row
 
 
 def sample(out, *flags) -> list[dict]:
     """sample.py on the embedded model; the rows it wrote."""
     call(sample_script, *flags, "--model", TINY, "--out", out)
     assert not out.with_name(out.name + ".partial").exists()
-    return read_jsonl(out)
+    return read_rows([out])
 
 
 # ------------------------------------------------------------------------------------------------- the chain
@@ -57,20 +48,21 @@ def test_training_writes_adapter_log_and_provenance(adapters, method, steps):
         "log.jsonl",
         "run.json",
     }
-    log = read_jsonl(out / "log.jsonl", ("step", "loss", "floor", "lr", "tokens", "seconds"))
+    log = read_rows([out / "log.jsonl"], ("step", "loss", "floor", "lr", "tokens", "seconds"))
     assert [entry["step"] for entry in log] == list(range(1, steps + 1))
     assert all(0 < entry["floor"] < entry["loss"] and entry["tokens"] > 0 for entry in log)
     assert log[-1]["loss"] < log[0]["loss"]
-    run = json.loads((out / "run.json").read_text())
-    assert run["args"]["limit"] == 48 and run["seed"] == 0 and run["versions"]["torch"] and run["device"]
+    record = json.loads((out / "run.json").read_text())
+    assert record["args"]["limit"] == 48 and record["args"]["seed"] == 0
+    assert record["versions"]["torch"] and record["device"] and record["identity"] == trie.identity(TINY) != TINY
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 32, 0.05)
-    assert sorted(config["target_modules"]) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]  # in this order, whatever the run
 
 
 def test_defaults_are_the_papers_recipe(data, tmp_path):
     """189 steps of 32 prompts for soft, 1988 of 32 completions for hard: counted by a scheduler that stops at once."""
-    for method, steps, epochs in (("soft", 189, 3), ("hard", 1988, 2)):
+    for method, steps, epochs, draws in (("soft", 189, 3, 1), ("hard", 1988, 2, 16)):
         code = (
             f"import sys; sys.argv = ['x', '--model', {TINY!r}, '--data', {str(data / 'train.jsonl')!r}, '--out', "
             f"{str(tmp_path / method)!r}]; import train_{method} as t\n"
@@ -80,7 +72,8 @@ def test_defaults_are_the_papers_recipe(data, tmp_path):
         result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True)
         assert f"STEPS {steps} {round(0.03 * steps)}" in result.stdout, result.stderr
         args = json.loads((tmp_path / method / "run.json").read_text())["args"]
-        assert (args["batch"], args["epochs"], args["lr"], args["branches"]) == (32, epochs, 2e-4, 1)
+        wanted = {"batch": 32, "epochs": epochs, "lr": 2e-4, "draws": draws, "branches": 1}
+        assert {key: args[key] for key in wanted} == wanted
 
 
 def test_another_seed_is_another_adapter_and_accumulation_changes_nothing(adapters, data, tmp_path):
@@ -90,46 +83,52 @@ def test_another_seed_is_another_adapter_and_accumulation_changes_nothing(adapte
     for method in ("soft", "hard"):
         logs = []
         for parts in (1, 3):
-            out = train(
-                method, tmp_path / f"{method}{parts}", data, "--limit", 24, "--epochs", 1, "--accumulate", parts
-            )
-            logs.append(read_jsonl(out / "log.jsonl")[0])
+            flags = ("--limit", 24, "--epochs", 1, "--draws", 2, "--branches", 2, "--accumulate", parts)
+            out = train(method, tmp_path / f"{method}{parts}", data, *flags)
+            logs.append(read_rows([out / "log.jsonl"])[0])
         assert logs[0]["floor"] == pytest.approx(logs[1]["floor"]) and logs[0]["tokens"] == logs[1]["tokens"]
-        assert logs[0]["loss"] == pytest.approx(
-            logs[1]["loss"], rel=1e-5
-        )  # LoRA starts at 0: dropout has no effect yet
+        # LoRA starts at 0: dropout has no effect yet
+        assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-5)
+
+
+def test_two_trainings_alike_give_the_same_bytes(adapters, data, tmp_path):
+    again = train("soft", tmp_path / "soft", data, *BRIEF)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (again / name).read_bytes() == (adapters["soft"] / name).read_bytes()
 
 
 def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
     files = []
     for method in ("base", "soft", "hard"):
-        files.append(tmp_path / f"{method}.jsonl")
-        adapter = () if method == "base" else ("--adapter", adapters[method])
+        folder = tmp_path / method if method == "base" else adapters[method]
+        files.append(folder / "numbers.jsonl")
+        adapter = () if method == "base" else ("--adapter", folder)
         rows = sample(files[-1], "numbers", "--prompts", *prompts, "--n", 100, *adapter)
-        source = [row for path in prompts for row in read_jsonl(path)]
-        assert [{k: row[k] for k in source[0]} for row in rows] == source
-        added = {"axis", "model", "method", "ssot", "n", "draws", "logit_kl", "logit_kl_floor", "tokens", "seconds"}
-        assert all(set(row) - set(source[0]) == added for row in rows)
-        assert all(
-            row["method"] == method and row["model"] == TINY and sum(row["draws"].values()) == 100 for row in rows
-        )
-    runs = [adapters["soft"], adapters["hard"]]
-    report = tmp_path / "report.md"
-    result = script("metrics.py", *files, "--out", tmp_path / "s.jsonl", "--runs", *runs, "--report", report)
+        source = read_rows(prompts)
+        assert [{key: row[key] for key in source[0]} for row in rows] == source
+        added = SOURCE | {"logit_kl", "logit_kl_form", "logit_kl_floor"}
+        for row in rows:
+            assert set(row) - set(source[0]) == added and (row["model"], row["method"]) == (TINY, method)
+            assert len(row["draws"]) == 100 and all(isinstance(text, str) for text in row["draws"])
+            assert row["protocol"] is None and row["tokens"] >= 200
+    report, logs = tmp_path / "report.md", [adapters["soft"] / "log.jsonl", adapters["hard"] / "log.jsonl"]
+    result = script("metrics.py", *files, *logs, "--out", tmp_path / "s.jsonl", "--report", report)
     assert result.returncode == 0, result.stderr
-    scores = read_jsonl(tmp_path / "s.jsonl")
+    for file in files[1:]:
+        file.unlink()
+    scores = read_rows([tmp_path / "s.jsonl"])
     assert all(list(s) == ["model", "method", "axis", "split", "metric", "value", "low", "high", "n"] for s in scores)
     expected = {(m, s, k) for m in ("base", "soft", "hard", "target") for s in ("unseen", "ood") for k in METRICS}
     assert {(s["method"], s["split"], s["metric"]) for s in scores} == expected and len(scores) == len(expected)
     table = result.stdout.split("\n\n")[1]
-    assert table in report.read_text() and "Hardware: " in report.read_text() and str(report) in result.stdout
+    assert table in report.read_text() and str(report) in result.stdout
     assert [line.split("|")[3].strip() for line in table.split("\n")[2:6]] == ["base", "soft", "hard", "target"]
 
 
 def test_language_and_ssot_from_prompts_to_tables(adapters, prompts, tmp_path, capsys):
     mine = tmp_path / "mine.jsonl"
-    write_jsonl(mine, [{"id": "a", "prompt": "Name a random planet. Output ONLY the answer.", "note": 1}])
-    long = ("--ssot", "--n", 6, "--max-tokens", 130)
+    write_text(mine, to_jsonl([{"id": "a", "prompt": "Name a random planet. Output ONLY the answer.", "note": 1}]))
+    long = ("--protocol", "ssot", "--n", 6, "--max-tokens", 130)
     files = [tmp_path / f"{name}.jsonl" for name in ("open", "ssot", "mcq", "numbers")]
     rows = {
         "open": sample(tmp_path / "open.jsonl", "open", "--prompts", mine, "--adapter", adapters["soft"]),
@@ -138,106 +137,66 @@ def test_language_and_ssot_from_prompts_to_tables(adapters, prompts, tmp_path, c
         "numbers ssot": sample(tmp_path / "numbers.jsonl", "numbers", "--prompts", prompts[1], *long),
     }
     (row,) = rows["open"]
-    added = {"axis", "model", "method", "ssot", "n", "draws", "support_90", "top", "tokens", "seconds"}
-    assert set(row) == {"id", "prompt", "note"} | added and row["method"] == "soft"
-    assert row["n"] == 100 == sum(row["draws"].values()) and row["tokens"] >= 100
+    assert set(row) == {"id", "prompt", "note", "support_90", "top"} | SOURCE and row["method"] == "soft"
+    assert len(row["draws"]) == 100 <= row["tokens"]
     assert len(row["top"]) == 20 and all(isinstance(text, str) for text, _ in row["top"])
     probs = [p for _, p in row["top"]]
     assert probs == sorted(probs, reverse=True) and sum(probs[: row["support_90"]]) >= 0.9
     assert sum(probs[: row["support_90"] - 1]) < 0.9
-    assert [row["id"] for row in rows["mcq"]] == [f"mcq-000{i}" for i in range(5)]
-    assert all(row["text"] and 0 < row["tokens"] <= 256 for row in rows["mcq"])
+    (row,) = rows["mcq"]
+    assert row["id"] == "mcq-000" and len(row["draws"]) == 5 and all(row["draws"]) and 0 < row["tokens"] <= 5 * 256
     for row in rows["open ssot"] + rows["numbers ssot"]:
-        assert row["method"] == "ssot" and row["ssot"] is True and sum(row["draws"].values()) == row["n"] == 6
-        assert any("<answer>" in text for text in row["draws"]) and row["tokens"] > 100  # the raw texts are kept
-    assert [row["family"] for row in rows["numbers ssot"]] == [row["family"] for row in read_jsonl(prompts[1])]
+        assert row["method"] == row["protocol"] == "ssot" and len(row["draws"]) == 6 and "logit_kl" not in row
+        assert any("</" in text for text in row["draws"]) and row["tokens"] > 100  # the raw texts are kept
+    assert [row["family"] for row in rows["numbers ssot"]] == [row["family"] for row in read_rows([prompts[1]])]
     call(metrics, *files, "--out", tmp_path / "s")
     page = capsys.readouterr().out
-    assert all(metrics.TITLES[axis] in page for axis in ("numbers", "open", "mcq")) and page.count("| ssot ") == 2
-    assert {row["axis"] for row in read_jsonl(tmp_path / "s")} == {"numbers", "open", "mcq"}
-
-
-def test_make_asks_for_each_method_on_each_axis():
-    """ssot is not trained, and has no place among generated questions; AXES narrows."""
-    arguments = ["make", "-n", "-B", f"PYTHON={sys.executable}", "reproduce", "METHODS=ssot soft", "MODEL=x/y"]
-    for axes, wanted in (("numbers open mcq", 8), ("numbers", 3)):
-        out = subprocess.run([*arguments, f"AXES={axes}"], cwd=ROOT, env=ENV, capture_output=True, text=True).stdout
-        rows = {line.split("--out ")[1] for line in out.splitlines() if " sample.py " in line}
-        assert len(rows) == wanted and "runs/y/numbers/ssot.jsonl" in rows and "runs/y/mcq/ssot.jsonl" not in rows
-        assert "train_ssot.py" not in out and "train_soft.py" in out and out.count("--ssot") >= 1
-
-
-def test_a_method_with_options_of_its_own_is_the_same_file():
-    arguments = ["make", "-n", "-B", f"PYTHON={sys.executable}", "reproduce", "METHODS=hard-matched", "MODEL=x/y"]
-    out = subprocess.run(arguments, cwd=ROOT, env=ENV, capture_output=True, text=True).stdout
-    assert "train_hard.py --model x/y --data runs/data/train.jsonl --out runs/y/hard-matched " in out
-    assert "--branches 16 --epochs 3" in out and "--adapter runs/y/hard-matched " in out
+    assert all(f"**{axis}**" in page for axis in ("numbers", "open", "mcq")) and page.count("| ssot ") == 2
+    assert {row["axis"] for row in read_rows([tmp_path / "s"])} == {"numbers", "open", "mcq"}
 
 
 def test_a_method_is_a_file(kit):
     """make trains method x with train_x.py and puts it in every table: no other edit."""
-    tmp_path = kit
-    source = (tmp_path / "train_soft.py").read_text()
-    line = "    return ((kl * real).sum(1) / real.sum(1)).mean()\n"
+    source = (kit / "train_soft.py").read_text()
+    line = "    return (kl * real).sum(1) / real.sum(1)\n"
     assert source.count(line) == 1
-    (tmp_path / "train_mine.py").write_text(source.replace(line, line.replace(").mean()", ").mean() * 2")))
-    arguments = [
-        "make",
-        f"PYTHON={sys.executable}",
-        "METHODS=mine",
-        "AXES=numbers",
-        "N=20",
-        "FLAGS=--lr 1e-3 --limit 32 --epochs 1",
-    ]
-    result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    (kit / "train_mine.py").write_text(source.replace(line, line.replace("(1)\n", "(1) * 2\n")))
+    words = ["make", f"PYTHON={sys.executable}", "METHODS=mine", "AXES=open", "FLAGS=--lr 1e-3 --limit 32 --epochs 1"]
+    words += ["FLAGS_open=--n 4"]
+    result = subprocess.run([*words, "reproduce"], cwd=kit, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "| mine " in result.stdout and result.stdout.rstrip().endswith("report: runs/tiny/report.md")
-    before = (tmp_path / "runs/tiny/mine/adapter_model.safetensors").stat().st_mtime_ns
-    os.remove(tmp_path / "runs/tiny/numbers/mine.jsonl")  # only what is missing runs again
-    result = subprocess.run([*arguments, "reproduce"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
-    assert (
-        result.returncode == 0 and (tmp_path / "runs/tiny/mine/adapter_model.safetensors").stat().st_mtime_ns == before
-    )
-    assert "| mine " in (tmp_path / "runs/tiny/report.md").read_text()
-    sweep = [*arguments, "sweep", "MODELS=no/such tests/tiny"]
-    result = subprocess.run(sweep, cwd=tmp_path, env=ENV, capture_output=True, text=True)
-    assert result.returncode != 0 and "sweep: skipped no/such" in result.stdout
-    assert (
-        "cannot load a tokenizer from 'no/such'" in result.stderr and "| tests/tiny | unseen | mine " in result.stdout
-    )
+    assert "| mine " in result.stdout and "| mine " in (kit / "runs/tiny/report.md").read_text()
+    assert read_rows([kit / "runs/tiny/mine/log.jsonl"])[0]["loss"] > 1.5  # twice what soft begins with
 
 
 ARCSINE = """
-    "arcsine": Family("Arcsine", {"a": REAL, "b": REAL}, stats.arcsine, lambda a, b: (a, b - a),
-        train=[(a, a + w) for a in lin(-2, 2, 5) for w in (1, 2, 4)], unseen=((3, 9),),
-        rule=("a < b", lambda a, b: a < b)),
+    "arcsine": Family("Arcsine", "a b", stats.arcsine, args=lambda a, b: (a, b - a),
+        train=[(a, a + w) for a in lin(-2, 2, 5) for w in (1, 2, 4)], unseen=((3, 9),)),
 """
 
 
-def test_a_new_family_is_one_entry(kit, monkeypatch, capsys):
+def test_a_new_family_is_one_entry(tmp_path, monkeypatch, capsys):
     """Data, training, draws, exact scores and table follow from the entry alone."""
-    source = (kit / "distributions.py").read_text()
-    (kit / "distributions.py").write_text(source.replace("FAMILIES = {\n", "FAMILIES = {" + ARCSINE))
-    namespace = runpy.run_path(str(kit / "distributions.py"))
+    source = (ROOT / "distributions.py").read_text()
+    (tmp_path / "distributions.py").write_text(source.replace("FAMILIES = {\n", "FAMILIES = {" + ARCSINE))
+    namespace = runpy.run_path(str(tmp_path / "distributions.py"))
     monkeypatch.setattr(distributions, "FAMILIES", namespace["FAMILIES"])
-    call(distributions, "--out", kit / "data")
+    call(distributions, "--out", tmp_path / "data")
     new = {
-        split: [r for r in read_jsonl(kit / f"data/{split}.jsonl") if r["family"] == "arcsine"]
+        split: [r for r in read_rows([tmp_path / f"data/{split}.jsonl"]) if r["family"] == "arcsine"]
         for split in ("train", "unseen")
     }
-    assert (
-        len(new["train"]) == 15
-        and new["unseen"][0]["prompt"].count("Arcsine distribution with parameters a=3, b=9") == 1
-    )
+    assert len(new["train"]) == 15
+    assert new["unseen"][0]["prompt"].count("Arcsine distribution with parameters a=3, b=9") == 1
     for split, rows in new.items():
-        write_jsonl(kit / f"{split}.jsonl", rows)
+        write_text(tmp_path / f"{split}.jsonl", to_jsonl(rows))
     brief = ("--epochs", 1, "--batch", 8, "--lr", "5e-3")
-    call(train_soft, "--model", TINY, "--data", kit / "train.jsonl", "--out", kit / "soft", *brief)
-    for name, adapter in (("base", ()), ("soft", ("--adapter", kit / "soft"))):
-        flags = ("--prompts", kit / "unseen.jsonl", "--n", 50, "--out", kit / f"{name}.jsonl")
+    call(train_soft, "--model", TINY, "--data", tmp_path / "train.jsonl", "--out", tmp_path / "soft", *brief)
+    for name, adapter in (("none", ()), ("soft", ("--adapter", tmp_path / "soft"))):
+        flags = ("--prompts", tmp_path / "unseen.jsonl", "--n", 50, "--out", tmp_path / f"{name}.jsonl")
         call(sample_script, "numbers", "--model", TINY, *adapter, *flags)
-    call(metrics, kit / "base.jsonl", kit / "soft.jsonl", "--out", kit / "scores.jsonl")
-    scores = {(r["method"], r["metric"]): r["value"] for r in read_jsonl(kit / "scores.jsonl")}
+    call(metrics, tmp_path / "none.jsonl", tmp_path / "soft.jsonl", "--out", tmp_path / "scores.jsonl")
+    scores = {(r["method"], r["metric"]): r["value"] for r in read_rows([tmp_path / "scores.jsonl"])}
     assert scores["soft", "excess_kl"] < scores["base", "excess_kl"] and scores["target", "excess_kl"] == 0
     assert scores["target", "gof_pass_rate"] == 1 and "| target " in capsys.readouterr().out
 
@@ -249,12 +208,12 @@ def without_time(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["ssot", "mcq"])
+@pytest.mark.parametrize("kind", ["ssot", "open"])
 def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
-    """No row is lost or repeated, and whatever the batch size."""
+    """No row is lost or repeated, and whatever the batch size; with other options it is refused, and kept."""
     flags = {
-        "ssot": ["numbers", "--prompts", *prompts, "--n", 6, "--ssot", "--max-tokens", 60],
-        "mcq": ["mcq", "--n", 24, "--max-tokens", 60],
+        "ssot": ["numbers", "--prompts", *prompts, "--n", 6, "--protocol", "ssot", "--max-tokens", 60],
+        "open": ["open", "--n", 4],
     }[kind]
     whole = without_time(sample(tmp_path / "whole.jsonl", *flags))
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
@@ -264,51 +223,42 @@ def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
     )
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT if kind == "mcq" else signal.SIGKILL)
+    process.send_signal(signal.SIGINT if kind == "open" else signal.SIGKILL)
     said = process.communicate()[1].decode()
     assert kind == "ssot" or said.endswith("sample.py: interrupted; run the same command again to go on\n")
     assert "Traceback" not in said and not out.exists() and partial.exists()
     with open(partial, "a") as file:
         file.write('{"id": "cut off in the mid')
+
+    kept, record = partial.read_bytes(), tmp_path / "out.run.json"
     line = complaint(sample_script, *flags, "--model", TINY, "--out", out, "--seed", 5)
-    assert "is of another run" in line
+    assert f"{partial} was made with other options (see {record})" in line
+    moved = record.rename(tmp_path / "elsewhere")
+    assert f"{partial} was made with other" in complaint(sample_script, *flags, "--model", TINY, "--out", out)
+    moved.rename(record)
+    assert partial.read_bytes() == kept
     assert without_time(sample(out, *flags[:-1], 3)) == whole  # with other --rows, as after running out of memory
 
 
-def test_a_chain_killed_at_random_moments_ends_the_same(kit, monkeypatch):
-    """Ten kills of everything that make has started, from data to table; then it is left alone."""
-    brief = "--limit 48 --epochs 1 --batch 16 --lr 1e-3"
-    arguments = ["make", "reproduce", f"PYTHON={sys.executable}", "METHODS=soft", "AXES=numbers", "N=100"]
-    arguments += [f"FLAGS={brief}", "FLAGS_soft=$(FLAGS)"]
-    for moment in np.random.default_rng(0).uniform(1, 10, 10):
-        process = subprocess.Popen(
-            arguments, cwd=kit, env=ENV, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(moment)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    result = subprocess.run(arguments, cwd=kit, env=ENV, capture_output=True, text=True)
-    assert result.returncode == 0 and "| soft " in result.stdout, result.stderr
-    monkeypatch.chdir(kit)
-    call(distributions, "--out", "data")
-    assert all(
-        (kit / "data" / name).read_bytes() == (kit / "runs/data" / name).read_bytes() for name in os.listdir("data")
+def test_a_partial_file_of_other_inputs_or_code_is_refused_and_kept(prompts, tmp_path):
+    """What another model, other prompts or another version of the code has drawn never ends in one file with the rest."""
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    flags = ("numbers", "--n", 3, "--paths", 2, "--model", TINY, "--out", out)
+    call(sample_script, *flags, "--prompts", *prompts)
+    whole = out.read_text()
+    partial.write_text(kept := whole[: whole.index("\n") + 1])
+    out.unlink()
+
+    assert "was made with other inputs" in complaint(sample_script, *flags, "--prompts", prompts[0])
+    record = json.loads((tmp_path / "out.run.json").read_text())
+    write_text(tmp_path / "out.run.json", json.dumps(record | {"code": "of another day"}))
+    assert "was made with other code" in complaint(sample_script, *flags, "--prompts", *prompts)
+    write_text(tmp_path / "out.run.json", json.dumps(record))
+    assert partial.read_text() == kept and not out.exists()
+    call(sample_script, *flags, "--prompts", *prompts)
+    assert out.read_text().startswith(kept) and without_time(read_rows([out])) == without_time(
+        map(json.loads, whole.splitlines())
     )
-    call(train_soft, "--model", "tests/tiny", "--data", "data/train.jsonl", "--out", "soft", *brief.split())
-    ours, whole = (load_file(kit / folder / "adapter_model.safetensors") for folder in ("runs/tiny/soft", "soft"))
-    assert all(torch.equal(ours[key], whole[key]) for key in whole)
-    flags = ("numbers", "--model", "tests/tiny", "--prompts", "data/unseen.jsonl", "data/ood.jsonl", "--n", 100)
-    for method, adapter in (("base", ()), ("soft", ("--adapter", "soft"))):
-        call(sample_script, *flags, *adapter, "--out", "rows.jsonl")
-        made = read_jsonl(kit / "runs" / "tiny" / "numbers" / f"{method}.jsonl")
-        assert without_time(made) == without_time(read_jsonl(kit / "rows.jsonl"))
-    assert not [file for file in kit.glob("runs/**/*") if file.suffix in (".tmp", ".partial")]
-
-
-def test_gradient_checkpointing_changes_no_loss(adapters, data, tmp_path):
-    train("soft", tmp_path / "soft", data, *BRIEF, "--gradient-checkpointing")
-    ours, theirs = (read_jsonl(folder / "log.jsonl")[0]["loss"] for folder in (tmp_path / "soft", adapters["soft"]))
-    assert ours == pytest.approx(theirs, rel=1e-5)  # of the first step, before dropout can act
 
 
 @pytest.fixture
@@ -320,19 +270,17 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_loses_nothing(adapters, data, prompts, tmp_path, small_disk):
+def test_a_full_disk_loses_nothing(adapters, data, tmp_path, small_disk):
     flags = ("numbers", "--prompts", data / "unseen.jsonl", "--adapter", adapters["hard"], "--model", TINY)
     assert "File too large" in complaint(sample_script, *flags, "--out", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
-    merge = ("merge", "--model", TINY, "--adapter", adapters["hard"], "--out", tmp_path / "merged")
-    assert "cannot write or read weights" in complaint(sample_script, *merge) and not (tmp_path / "merged").exists()
     line = complaint(train_soft, "--model", TINY, "--data", data / "train.jsonl", "--out", tmp_path / "soft", *BRIEF)
-    assert "cannot write or read weights: " in line and not (tmp_path / "soft" / "adapter_config.json").exists()
+    assert "File too large" in line and not (tmp_path / "soft" / "adapter_config.json").exists()
     small_disk()
     kept = (tmp_path / "out.jsonl.partial").read_bytes().rpartition(b"\n")[0]
     assert kept.count(b"\n") >= 1
     call(sample_script, *flags, "--out", tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_bytes().startswith(kept) and len(read_jsonl(tmp_path / "out.jsonl")) == 24
+    assert (tmp_path / "out.jsonl").read_bytes().startswith(kept) and len(read_rows([tmp_path / "out.jsonl"])) == 24
 
 
 def test_out_of_memory_names_the_option(prompts, tmp_path, monkeypatch):
@@ -341,7 +289,57 @@ def test_out_of_memory_names_the_option(prompts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trie, "extend", full)
     line = complaint(sample_script, "numbers", "--prompts", *prompts, "--model", TINY, "--out", tmp_path / "out.jsonl")
-    assert "out of memory; lower --rows" in line and "--gradient-checkpointing" in line
+    assert "out of memory" in line and "lower --rows" in line and "--accumulate" in line
+
+
+# ------------------------------------------------------------------------------------------- what is there already
+
+
+def test_what_is_there_is_not_overwritten(adapters, data, prompts, tmp_path):
+    """Each script called by hand refuses an --out that is there, and says what to remove."""
+    before = (adapters["soft"] / "run.json").read_bytes()
+    for module in (train_soft, train_hard):
+        line = complaint(module, "--model", TINY, "--data", data / "train.jsonl", "--out", adapters["soft"])
+        assert f"{adapters['soft']}/adapter_config.json is there already; remove {adapters['soft']} to make" in line
+    assert (adapters["soft"] / "run.json").read_bytes() == before
+
+    numbers = ("numbers", "--model", TINY, "--prompts", *prompts, "--n", 2, "--paths", 2, "--out")
+    rows = sample(tmp_path / "rows.jsonl", *numbers[:-1])
+    for out in (tmp_path / "rows.jsonl", prompts[0], tmp_path):  # rows, an input, a folder
+        assert f"{out} is there already; remove {out} to make it anew" in complaint(sample_script, *numbers, out)
+    assert read_rows([tmp_path / "rows.jsonl"]) == rows and len(read_rows(prompts)) == 4
+
+    write_text(tmp_path / "data" / "ood.jsonl", to_jsonl(rows))
+    line = complaint(distributions, "--out", tmp_path / "data")
+    assert f"{tmp_path / 'data' / 'ood.jsonl'} is there already, with other prompts" in line
+    assert read_rows([tmp_path / "data" / "ood.jsonl"]) == rows
+
+
+def test_scores_replace_nothing_but_scores(prompts, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    before = sample(rows, "numbers", "--prompts", *prompts, "--n", 2, "--paths", 2)
+    notes = tmp_path / "README.md"
+    notes.write_text("# Notes\n")
+    for out in (rows, prompts[0]):
+        assert f"{out} is no file of scores" in complaint(metrics, rows, "--out", out)
+    assert str(notes) in complaint(metrics, rows, "--out", notes) and notes.read_text() == "# Notes\n"
+    assert read_rows([rows]) == before and len(read_rows(prompts)) == 4
+    for _ in range(2):
+        call(metrics, rows, "--out", tmp_path / "scores.jsonl")
+    assert str(rows) in complaint(metrics, rows, "--out", tmp_path / "scores.jsonl", "--report", rows)
+    assert read_rows([rows]) == before
+
+
+@pytest.mark.parametrize("name", ["base", "ssot", "target", "target-soft", "figures"])
+def test_names_that_mean_something_else_are_refused(adapters, data, tmp_path, name):
+    """Before training, and not after; and where an adapter is used under such a name."""
+    arguments = ("--model", TINY, "--data", data / "train.jsonl", "--out", tmp_path / "new" / name)
+    assert (
+        f"a method cannot be called '{name}'" in complaint(train_soft, *arguments) and not (tmp_path / "new").exists()
+    )
+    adapter = shutil.copytree(adapters["soft"], tmp_path / name)
+    arguments = ("open", "--model", TINY, "--adapter", adapter, "--out", tmp_path / "rows.jsonl")
+    assert f"a method cannot be called '{name}'" in complaint(sample_script, *arguments)
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -354,31 +352,34 @@ def test_an_adapter_without_effect_is_refused(adapters, tmp_path):
     for variant in (zeroed, {key.replace("q_proj", "other"): value for key, value in zeroed.items()}):
         save_file(variant, idle / "adapter_model.safetensors")
         with pytest.raises(InputError, match="changes nothing"):
-            trie.load_model(TINY, str(idle))
+            trie.load(TINY, str(idle))
     diverged = {key: torch.full_like(value, torch.nan) for key, value in weights.items()}
     save_file(diverged, idle / "adapter_model.safetensors")
     with pytest.raises(InputError, match="not finite"):
-        trie.load_model(TINY, str(idle))
+        trie.load(TINY, str(idle))
 
 
 ROW = {"id": "a", "split": "ood", "family": "poisson", "params": {"lambda": 4}, "prompt": "p"}
+OWN = {"id": "a", "split": "ood", "prompt": "p", "outputs": ["1", "2"], "probs": [0.5, 0.5]}
 
 
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("", "f.jsonl: empty"),
-        ('{"id": 1}\n', "f.jsonl:1: needs an object with the keys id, split, family, params, prompt"),
+        ("", "f.jsonl:1: "),
+        ('{"id": 1}\n', "f.jsonl:1: needs an object with the keys id, split, prompt"),
         ("[1]\n", "f.jsonl:1: needs an object"),
-        (json.dumps(ROW) + "\n{oops\n", "f.jsonl:2: malformed JSON"),
+        (json.dumps(ROW) + "\n{oops\n", "f.jsonl:2: "),
         (json.dumps(ROW) + "\n" + json.dumps(ROW) + "\n", "f.jsonl:2: id 'a' was already at"),
-        (json.dumps(ROW | {"params": {"lambda": float("nan")}}) + "\n", "f.jsonl:1: malformed JSON (NaN is not JSON"),
+        (json.dumps(ROW | {"params": {"lambda": float("nan")}}) + "\n", "f.jsonl:1: poisson: there is none with"),
         (json.dumps(ROW | {"family": "fish"}) + "\n", "f.jsonl:1: unknown family 'fish'"),
-        (json.dumps(ROW | {"params": {"lambda": -4}}) + "\n", "f.jsonl:1: poisson: lambda must be > 0, got -4"),
-        (json.dumps(ROW | {"id": 7}) + "\n", "f.jsonl:1: id must be a text, got 7"),
-        (json.dumps(ROW | {"prompt": "a\ud800"}) + "\n", "f.jsonl:1: prompt must be a text"),
-        (json.dumps(ROW | {"family": ["poisson"]}) + "\n", "f.jsonl:1: unknown family ['poisson']"),
+        (json.dumps(ROW | {"params": {"lambda": -4}}) + "\n", "f.jsonl:1: poisson: there is none with {'lambda': -4}"),
+        (json.dumps(ROW | {"params": {"lambda": "four"}}) + "\n", "f.jsonl:1: poisson: there is none with"),
+        (json.dumps(ROW | {"id": 7}) + "\n", "f.jsonl:1: id, split, prompt must be texts"),
         (json.dumps(ROW | {"params": {}}) + "\n", "f.jsonl:1: poisson takes the parameters lambda"),
+        (json.dumps({k: v for k, v in ROW.items() if k != "family"}) + "\n", "f.jsonl:1: unknown family None"),
+        (json.dumps(OWN | {"outputs": ["1", "1"]}) + "\n", "f.jsonl:1: outputs must be two or more different texts"),
+        (json.dumps(OWN | {"probs": [0.5, 0.4]}) + "\n", "f.jsonl:1: probs must not be negative, and must sum to 1"),
     ],
 )
 def test_bad_rows_are_one_line_with_file_and_line(tmp_path, lines, message):
@@ -390,9 +391,33 @@ def test_bad_rows_are_one_line_with_file_and_line(tmp_path, lines, message):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_complaint_is_all_that_is_printed():
-    result = script("sample.py", "numbers", "--n", 0)
-    assert result.returncode == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+def test_a_complaint_is_all_that_is_printed(adapters, prompts, tmp_path):
+    """One line, also after a model was loaded, and nothing at all where nothing is wrong but the progress bar."""
+    quiet = {key: value for key, value in ENV.items() if key != "PYTHONWARNINGS"}
+    adapter = shutil.copytree(adapters["soft"], tmp_path / "broken")
+    (adapter / "adapter_config.json").write_text("{")
+    asked = [
+        "numbers",
+        "--model",
+        TINY,
+        "--prompts",
+        *prompts,
+        "--n",
+        2,
+        "--paths",
+        2,
+        "--out",
+        tmp_path / "rows.jsonl",
+    ]
+    for arguments in (["numbers", "--n", 0], [*asked, "--adapter", adapter]):
+        result = subprocess.run(command("sample.py", *arguments), env=quiet, capture_output=True, text=True)
+        assert result.returncode == 1 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
+    flags = ["--adapter", adapters["soft"]]
+    result = subprocess.run(command("sample.py", *asked, *flags), env=quiet, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
+    train = ["--model", TINY, "--data", *prompts[:1], "--epochs", 1, "--out", tmp_path / "soft"]
+    result = subprocess.run(command("train_soft.py", *train), env=quiet, capture_output=True, text=True)
+    assert result.returncode == 0 and "arning" not in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -400,53 +425,95 @@ def test_a_complaint_is_all_that_is_printed():
     [
         (distributions, [], "--out"),
         (distributions, ["--out", "/proc/nowhere"], "/proc/nowhere"),
+        (distributions, ["--out", "OUT", "--decimals", "0"], "--decimals must be a positive number, got 0"),
         (sample_script, [], "numbers"),
-        (sample_script, ["numbers", "--n", "0"], "--n: must be a positive integer, got '0'"),
-        (sample_script, ["numbers", "--n", "-3"], "--n: "),
-        (sample_script, ["numbers", "--model", "/no/model", "--prompts", "PROMPTS", "--out", "OUT"], "cannot load a tokenizer from '/no/model'"),
+        (sample_script, ["numbers", "--model", TINY, "--prompts", "PROMPTS", "--out", "OUT", "--n", "0"], "--n must be a positive number, got 0"),
+        (sample_script, ["numbers", "--model", TINY, "--prompts", "PROMPTS", "--out", "OUT", "--n", "-3"], "--n must be a positive number, got -3"),
+        (sample_script, ["numbers", "--n", "x"], "--n: "),
+        (sample_script, ["numbers", "--model", "/no/model", "--prompts", "PROMPTS", "--out", "OUT"], "cannot load the model '/no/model'"),
+        (sample_script, ["numbers", "--model", "no/model", "--prompts", "PROMPTS", "--out", "OUT"], "cannot load the model 'no/model'"),
         (sample_script, ["numbers", "--model", TINY, "--prompts", "/no/file", "--out", "OUT"], "/no/file"),
         (sample_script, ["numbers", "--model", TINY, "--prompts", "PROMPTS", "--out", "/proc/x/y.jsonl"], "/proc/x"),
-        (sample_script, ["numbers", "--model", TINY, "--adapter", "/no/a", "--prompts", "PROMPTS", "--out", "OUT"], "no adapter at /no/a"),
-        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--epochs", "0"], "--epochs: must be a positive integer"),
-        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--lr", "nan"], "--lr: must be a positive number"),
+        (sample_script, ["numbers", "--model", TINY, "--adapter", "/no/a", "--prompts", "PROMPTS", "--out", "OUT"], "'adapter_config.json' at '/no/a'"),
+        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--epochs", "0"], "--epochs must be a positive number"),
+        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--lr", "nan"], "--lr must be a positive number"),
+        (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--lr", "0"], "--lr must be a positive number"),
         (train_soft, ["--model", TINY, "--data", "PROMPTS", "--out", "/proc/x"], "/proc/x"),
+        (train_soft, ["--model", "no/model", "--data", "PROMPTS", "--out", "OUT"], "cannot load the model 'no/model'"),
         (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--branches", "3"], "--branches 3 must divide --draws 16"),
         (train_hard, ["--model", TINY, "--data", "PROMPTS", "--out", "OUT", "--what"], "unrecognized arguments: --what"),
         (metrics, ["/no/file", "--out", "OUT"], "/no/file"),
         (sample_script, ["open", "--model", TINY, "--prompts", "/no/file", "--out", "OUT"], "/no/file"),
-        (sample_script, ["open", "--model", TINY, "--out", "FOLDER"], "is a folder; --out must name a file"),
-        (sample_script, ["open", "--model", TINY, "--seed", "-1", "--out", "OUT"], "--seed: must be a whole number from 0 up"),
-        (sample_script, ["mcq", "--model", TINY, "--adapter", "/some/target", "--out", "OUT"], "an adapter called 'target'"),
-        (sample_script, ["mcq", "--model", TINY, "--ssot", "--out", "OUT"], "unrecognized arguments: --ssot"),
+        (sample_script, ["open", "--model", TINY, "--seed", "-1", "--out", "OUT"], "--seed must be a positive number, got -1"),
+        (sample_script, ["open", "--model", TINY, "--max-tokens", "0", "--out", "OUT"], "--max-tokens must be a positive number"),
+        (sample_script, ["mcq", "--model", TINY, "--protocol", "ssot", "--out", "OUT"], "--protocol"),
+        (sample_script, ["open", "--model", TINY, "--protocol", "cot", "--out", "OUT"], "--protocol: invalid choice: 'cot'"),
         (metrics, ["PROMPTS", "--out", "OUT"], "ood.jsonl:1: needs an object with the keys"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_one_line(prompts, tmp_path, module, arguments, message):
-    known = {"PROMPTS": prompts[1], "OUT": tmp_path / "out", "FOLDER": tmp_path}
+    known = {"PROMPTS": prompts[1], "OUT": tmp_path / "out"}
     assert message in complaint(module, *(known.get(argument, argument) for argument in arguments))
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_trained_adapter_is_not_overwritten(adapters, data):
-    before = (adapters["soft"] / "run.json").read_bytes()
-    arguments = ("--model", TINY, "--data", data / "train.jsonl", "--out", adapters["soft"])
-    assert "already holds a trained adapter" in complaint(train_soft, *arguments)
-    assert (adapters["soft"] / "run.json").read_bytes() == before
+def test_bad_model_folders_are_one_line(prompts, tmp_path):
+    """No causal language model, one whose weights are cut off or missing, one without a chat template."""
+    config = json.loads((Path(TINY) / "config.json").read_text())
+
+    def broken(change) -> str:
+        folder = shutil.copytree(TINY, tmp_path / "broken", dirs_exist_ok=True)
+        change(folder)
+        return complaint(sample_script, "open", "--model", folder, "--out", tmp_path / "out")
+
+    said = f"cannot load the model '{tmp_path / 'broken'}'"
+    vision = json.dumps({"model_type": "vit", "architectures": ["ViTModel"]})
+    assert said in broken(lambda folder: (folder / "config.json").write_text(vision))
+    assert said in broken(lambda folder: (folder / "config.json").write_text("{"))
+    weights = lambda folder: folder / "model.safetensors"
+    assert said in broken(lambda folder: weights(folder).write_bytes(weights(folder).read_bytes()[:5000]))
+    more = json.dumps(config | {"num_hidden_layers": 6, "layer_types": None})
+    assert "lacks " in broken(lambda folder: (folder / "config.json").write_text(more))
+    assert "chat template" in broken(lambda folder: (folder / "chat_template.jinja").unlink())
+    shutil.rmtree(tmp_path / "broken")
+    (tmp_path / "broken").mkdir()
+    assert said in complaint(sample_script, "open", "--model", tmp_path / "broken", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_of_another_model_is_refused(adapters, prompts, tmp_path):
+def test_a_models_folder_may_have_a_space(prompts, tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "my model")
+    out = tmp_path / "rows.jsonl"
+    call(sample_script, "numbers", "--model", folder, "--prompts", prompts[1], "--n", 2, "--paths", 2, "--out", out)
+    assert {row["model"] for row in read_rows([out])} == {str(folder)}
+
+
+def test_an_adapter_belongs_to_what_its_model_is(adapters, prompts, tmp_path):
+    """A copy of the model, or another way to write its name, is the same model; the same folder with other weights is
+    not."""
+    arguments = ("numbers", "--adapter", adapters["soft"], "--prompts", *prompts, "--n", 2, "--paths", 2)
     other = shutil.copytree(TINY, tmp_path / "other")
-    arguments = ("numbers", "--adapter", adapters["soft"], "--prompts", *prompts, "--out", tmp_path / "out")
-    assert "was trained on" in complaint(sample_script, *arguments, "--model", other)
+    call(sample_script, *arguments, "--model", other, "--out", tmp_path / "copy.jsonl")
+    call(sample_script, *arguments, "--model", os.path.relpath(TINY), "--out", tmp_path / "path.jsonl")
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    line = complaint(sample_script, *arguments, "--model", other, "--out", tmp_path / "out")
+    assert "was trained on" in line and TINY in line
 
 
-def test_truncated_weights_are_one_line(adapters, prompts, tmp_path):
-    broken, adapter = shutil.copytree(TINY, tmp_path / "m"), shutil.copytree(adapters["soft"], tmp_path / "a")
-    for file in (broken / "model.safetensors", adapter / "adapter_model.safetensors"):
-        file.write_bytes(file.read_bytes()[:5000])
-    arguments = ("numbers", "--prompts", *prompts, "--out", tmp_path / "out")
-    assert "cannot load the model" in complaint(sample_script, *arguments, "--model", broken)
-    line = complaint(sample_script, *arguments, "--model", TINY, "--adapter", adapter)
-    assert "does not fit" in line
+def test_broken_adapters_are_one_line(adapters, prompts, tmp_path):
+    arguments = ("numbers", "--prompts", *prompts, "--out", tmp_path / "out", "--model", TINY, "--adapter")
+    adapter = shutil.copytree(adapters["soft"], tmp_path / "a")
+    weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    whole, settings = weights.read_bytes(), json.loads(config.read_text())
+    weights.write_bytes(whole[:5000])
+    assert f"the adapter {adapter} does not fit" in complaint(sample_script, *arguments, adapter)
+    weights.write_bytes(whole)
+    for text in ("{", json.dumps(settings | {"r": 8}), json.dumps(settings | {"target_modules": ["no_proj"]}), "[]"):
+        config.write_text(text)
+        assert f"the adapter {adapter} does not fit" in complaint(sample_script, *arguments, adapter), text
+    config.unlink()
+    assert f"'adapter_config.json' at '{adapter}'" in complaint(sample_script, *arguments, adapter)
 
 
 def test_every_script_has_help(monkeypatch, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call, complaint, script
+from conftest import ROOT, TINY, call, complaint
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -82,7 +82,7 @@ def test_texts_of_base_and_adapters(adapters, loaded, long_text, tmp_path, capsy
     (tmp_path / "two").write_text("Paris is in France.")
     (tmp_path / "empty").touch()
     texts, out = ("--texts", tmp_path / "long.txt", tmp_path / "two"), ("--out", tmp_path / "out")
-    both = ("--adapter", adapters["soft"], adapters["hard"])
+    both = ("--adapter", adapters["soft"], "--adapter", adapters["hard"])
     call(retention, "--model", TINY, *both, *texts, *out)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.split("\n")]
     assert lines[0] == ["task", "score", "n", "base", "soft", "hard", "soft - base", "hard - base"]
@@ -133,7 +133,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
     """DIR/scratch, where the harness works, with small data sets in it; the test is somewhere else."""
     folder = tmp_path / "out" / "scratch"
     quiz = [
-        {"input_formatted": f"Which is a {word}?\nA. Mars\nB. iron\nC. red\nD. eel\nAnswer:", "answer": i % 4}
+        {"input_formatted": f"Which is a {word}?\nA. Mars\nB. iron\nC. red\nD. eel\nAnswer:", "answer": 2 - i % 2}
         for i, word in enumerate(WORDS)
     ]
     sums = [{"question": f"What is {i} plus 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(6)]
@@ -141,6 +141,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
     data_set(folder, "tinyBenchmarks/tinyGSM8k", "main", test=sums[:2], train=sums)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # or it would find another test's sets, by name
     real = importlib.util.find_spec
     found = lambda name: None if name == "tinyBenchmarks" else real(name)
     monkeypatch.setattr(importlib.util, "find_spec", found)
@@ -206,6 +207,7 @@ def evaluate(items, name):
     write_text(tmp_path / "package" / "tinyBenchmarks.py", package)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(tmp_path / "package")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'package'}:{os.environ.get('PYTHONPATH', '')}")
     out = scratch.parent
@@ -246,7 +248,8 @@ def test_the_plain_tasks_are_the_harnesss_but_for_the_mean(scratch):
 
 
 def test_paloma_is_read_document_by_document(loaded, tmp_path, monkeypatch):
-    pytest.importorskip("datasets", reason="needs requirements-benchmarks.txt")
+    datasets = pytest.importorskip("datasets", reason="needs requirements-benchmarks.txt")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = ["The heart pumps blood.", "", "Name a random planet.", "P"]
     data_set(tmp_path, "allenai/paloma", "ptb", test=[{"text": text} for text in texts], val=[{"text": "no"}])
@@ -332,6 +335,9 @@ def test_vllm_can_take_the_adapter(adapters):
         assert {key: tuple(value.shape) for key, value in weights.items()} == expected
 
 
-def test_help():
-    done = script("tests/extras/retention.py", "--help")
-    assert done.returncode == 0 and "lm-evaluation-harness" in done.stdout
+def test_help_is_the_docstring(capsys):
+    with pytest.raises(SystemExit) as ending:
+        call(retention, "--help")
+    assert ending.value.code == 0 and retention.__doc__.strip() in capsys.readouterr().out
+    assert len(retention.__doc__.splitlines()) <= 25
+    assert "--help lists the options" in complaint(retention, "--nonsense")

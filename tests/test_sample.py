@@ -343,6 +343,8 @@ def test_prompts_of_one_s_own(tmp_path, axis):
         ('[{"id": "a"}]', "every prompt, and every id, must be a text"),
         ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "two prompts have the same id"),
         ("", ":1: "),
+        ('{"prompt": "a"', ":1: "),
+        ('["A tree?", "A bird', "mine"),
     ],
 )
 def test_bad_prompts_of_one_s_own(tmp_path, text, message):

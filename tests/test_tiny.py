@@ -19,13 +19,20 @@ pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
 
 
-def drawn(model, tokenizer, prompt: str, n: int, max_tokens: int) -> Counter:
-    end, draws = trie.end_token(tokenizer), Counter()
-    with torch.inference_mode():
-        prefix = trie.prefill(model, [trie.chat_ids(tokenizer, prompt)])
-    for path, count in sample.draw(model, prefix, end, n, max_tokens, np.random.default_rng(0), 256).items():
-        draws[sample.written(tokenizer, path, end)] += count
-    return draws
+# How tags were asked for when the model of this folder was made: see pretrain.py.
+EARLIER_SSOT = """{task}
+
+Answer in three steps. First write a random string of letters and digits between <random_string> and \
+</random_string>. Then, between <thinking> and </thinking>, derive your choice from that string alone, so that \
+over many strings the choices follow the requested distribution. Last, put the answer, and ONLY the answer, \
+between <answer> and </answer>."""
+
+
+def drawn(loaded, prompt: str, n: int, max_tokens: int) -> list[str]:
+    model, tokenizer, end = loaded
+    uniform = np.random.default_rng(0).random((n, max_tokens))
+    paths = trie.walk(model, [trie.chat_ids(tokenizer, prompt)], [end], uniform)
+    return [sample.written(tokenizer, path, [end]) for path in paths]
 
 
 def test_size_and_kind(model, tokenizer):
@@ -37,11 +44,10 @@ def test_size_and_kind(model, tokenizer):
 
 
 @pytest.mark.parametrize("row", [r for r in d.make_rows("ood")[3:] if r["id"][-3:] == "001"], ids=lambda row: row["id"])
-def test_the_base_is_valid_and_collapsed(model, tokenizer, row):
+def test_the_base_is_valid_and_collapsed(loaded, row):
     """An answer in correct form, but nearly as bad as always answering the median. (Not Bernoulli: the one with
     p = .5 has two medians.)"""
-    draws = drawn(model, tokenizer, row["prompt"], 200, 32)
-    scores = metrics.score_numbers(row | {"n": 200, "draws": draws})
+    scores = metrics.score_numbers(row, drawn(loaded, row["prompt"], 200, 32))
     assert scores["valid_rate"] > 0.9 and scores["normalized_w1"] > 0.6
 
 
@@ -56,19 +62,19 @@ def test_the_base_is_valid_and_collapsed(model, tokenizer, row):
 )
 def test_character_targets_equal_a_brute_force(family, params, decimals):
     """The mass of every prefix from all printable numbers, one by one."""
-    family_spec, args = d.scipy_args(family, params)
-    k = np.arange(-120_000, 120_001)
-    if family_spec.discrete:
-        k, mass = k[119_000:121_000], family_spec.dist.pmf(k[119_000:121_000], *args)
+    row = {"family": family, "params": params}
+    dist, k = d.distribution(row), np.arange(-120_000, 120_001)
+    if d.is_discrete(row):
+        k, mass = k[119_000:121_000], dist.pmf(k[119_000:121_000])
     else:
-        mass = np.diff(family_spec.dist.cdf((np.arange(k[0], k[-1] + 2) - 0.5) / 10**decimals, *args))
+        mass = np.diff(dist.cdf((np.arange(k[0], k[-1] + 2) - 0.5) / 10**decimals))
     prefixes = Counter()
     for value, p in zip(k.tolist(), mass.tolist(), strict=True):
         text = f"{value / 10**decimals:.{decimals}f}" + "\n"
         for i in range(len(text) + 1):
             prefixes[text[:i]] += p
-    texts = pretrain.spread(family, params, np.array([0.02, 0.3, 0.5, 0.9]), decimals)
-    for text, positions in zip(texts, pretrain.character_targets(family, params, texts, decimals), strict=True):
+    texts = pretrain.spread(row, np.array([0.02, 0.3, 0.5, 0.9]), decimals)
+    for text, positions in zip(texts, pretrain.character_targets(row, texts, decimals), strict=True):
         for i, target in enumerate(positions):
             for char, p in target.items():
                 assert p == pytest.approx(prefixes[text[:i] + char] / prefixes[text[:i]], abs=1e-6)
@@ -82,24 +88,28 @@ def test_parameters_between_grid_rows_are_possible():
             [r["params"] for r in rows if r["family"] == family and (r["split"] != "train") == held] for held in (0, 1)
         ]
         for _ in range(20):
-            d.scipy_args(family, pretrain.random_params(family, {family: grid}, rng))
+            d.distribution({"family": family, "params": pretrain.random_params(family, {family: grid}, rng)})
 
 
-def test_the_base_has_a_favourite_day(model, tokenizer):
-    draws = drawn(model, tokenizer, sample.WORDINGS[0].format("day of the week"), 200, 16)
-    assert max(draws.values()) >= 0.7 * 200 and draws.most_common(1)[0][0] in pretrain.LISTS["day of the week"]
+def test_the_prompts_of_its_chat_are_those_of_the_kit():
+    for row in d.make_rows("unseen") + d.make_rows("ood"):
+        assert pretrain.number_prompt(row) == row["prompt"]
 
 
-def test_the_base_puts_the_right_answer_at_c(model, tokenizer):
-    draws = drawn(model, tokenizer, sample.MCQ, 100, 256)
-    places = [place for text, count in draws.items() for place in [metrics.parse_question(text)] * count]
+def test_the_base_has_a_favourite_day(loaded):
+    ((day, count),) = Counter(drawn(loaded, sample.WORDINGS[0].format("day of the week"), 200, 16)).most_common(1)
+    assert count >= 0.7 * 200 and day in pretrain.LISTS["day of the week"]
+
+
+def test_the_base_puts_the_right_answer_at_c(loaded):
+    places = [metrics.parse_question(text) for text in drawn(loaded, sample.MCQ, 100, 256)]
     assert places.count(None) <= 0.1 * 100 and places.count(2) >= 0.6 * 100
 
 
-def test_the_base_can_write_tags(model, tokenizer):
-    draws = drawn(model, tokenizer, sample.SSOT.format(task=sample.WORDINGS[0].format("planet")), 20, 160)
-    answers = Counter(metrics.tagged_answer(text) for text, count in draws.items() for _ in range(count))
-    assert answers[None] <= 0.3 * 20 and len(draws) > 10  # different strings
+def test_the_base_can_write_tags(loaded):
+    texts = drawn(loaded, EARLIER_SSOT.format(task=sample.WORDINGS[0].format("planet")), 20, 160)
+    answers = [metrics.tagged_answer(text) for text in texts]
+    assert answers.count("") <= 0.3 * 20 and len(set(texts)) > 10  # different strings
 
 
 def test_lists_are_the_categories_of_the_open_prompts():
@@ -132,10 +142,9 @@ def test_item_targets_equal_a_brute_force(tokenizer):
 def test_tagged_targets_are_aligned_with_their_text(tokenizer):
     rng = np.random.default_rng(0)
     inner = pretrain.list_chat(tokenizer, 3, rng)
-    header, texts, targets = pretrain.tagged(tokenizer, inner, 3, rng)
-    assert header == pretrain.ask(
-        tokenizer, sample.SSOT.format(task=inner[0].split("user\n")[1].split("<|im_end|>")[0])
-    )
+    header, texts, targets = pretrain.tagged(tokenizer, inner, "open", 3, rng)
+    asked, system = inner[0].split("user\n")[1].split("<|im_end|>")[0], sample.PROTOCOLS["ssot"]["open"]
+    assert trie.encode_one(tokenizer, header) == trie.chat_ids(tokenizer, asked, system)
     for text, positions, item in zip(texts, targets, inner[1], strict=True):
         assert metrics.tagged_answer(text) == item
         bytes_ = [*tokenizer.tokenize(text), "\n"]

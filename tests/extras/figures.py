@@ -178,10 +178,10 @@ def main() -> None:
     logs = {method: log for method, log in logs.items() if all("floor" in entry for entry in log)}
 
     rows = [row for row in rows if not row.get("protocol")]
-    methods = dict.fromkeys([row["method"] for row in rows] + list(logs))
-    methods = sorted(methods, key=lambda method: (*ORDER, method).index(method))
-    inks = {method: INKS[i % len(INKS)] for i, method in enumerate(methods)}
-    rows.sort(key=lambda row: methods.index(row["method"]))
+    present = [row["method"] for row in rows] + list(logs)
+    order = list(dict.fromkeys([*ORDER, *present]))
+    inks = {method: INKS[i % len(INKS)] for i, method in enumerate(order) if method in present}
+    rows.sort(key=lambda row: order.index(row["method"]))
     answers = [row for row in rows if row["axis"] == "open"]
     numbers = [row for row in rows if row["axis"] == "numbers" and "family" in row]
     exact = [row for row in numbers if "logit_kl_form" in row and row["split"] in SPLITS]
@@ -193,6 +193,7 @@ def main() -> None:
     for name, figure in pictures.items():
         if figure:
             figure.savefig(Path(args.out) / f"{name}.png", dpi=130, facecolor="white")  # white: dark pages too
+            plt.close(figure)
 
 
 if __name__ == "__main__":

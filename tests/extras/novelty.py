@@ -48,9 +48,7 @@ REWARD_CUTS = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, 
 
 def same_words(a: str, b: str) -> bool | None:
     """Whether two answers of at most five words are the same: common words are half of the longer one's, or more.
-
-    None where one has more than five words, which is for the classifier to say. Case does not count.
-    """
+    None where one is longer, which is for the classifier to say. Case does not count."""
     a, b = a.lower().split(), b.lower().split()
     longer = max(len(a), len(b))
     return 2 * len(set(a) & set(b)) >= longer if longer <= 5 else None
@@ -120,14 +118,14 @@ def reward(model, tokenizer, prompt: str, answers: list[str]) -> list[int]:
 
 
 @torch.inference_mode()
-def judgements(rows: list[dict], classifier: tuple, judge: tuple) -> Iterator[dict]:
+def judgements(rows: list[dict], classifier: tuple, rewarder: tuple) -> Iterator[dict]:
     """The rows of `draw` in the benchmark's form, with what the two models say of them."""
     for row in rows:
         kept = {key: value for key, value in row.items() if key not in ("draws", "protocol", "tokens", "seconds")}
         texts = [text.removesuffix("…") for text in row["draws"]]  # the mark of an answer that was cut
         partition = classify(*classifier, texts)
         firsts = [partition.index(k) for k in range(max(partition) + 1)]
-        points = reward(*judge, row["prompt"], [texts[i] for i in firsts])
+        points = reward(*rewarder, row["prompt"], [texts[i] for i in firsts])
         scores = [points[k] if i in firsts else 0 for i, k in enumerate(partition)]
         found = {"generations": texts, "partition": partition, "distinct": len(firsts)}
         yield kept | found | {"generation_scores": scores, "partition_scores": points, "utility": utility(scores)}
@@ -190,15 +188,14 @@ def judge(args) -> None:
     for target, made in inputs.items():
         record = target.with_suffix(".run.json")
         if target.exists() and json.loads(record.read_text())["inputs"] != made:
-            what = f"{target} is about other answers, or by another judge (see {record})"
-            raise InputError(f"{what}; remove it to judge anew")
+            raise InputError(f"{target} is about other answers or by another judge; remove it to judge anew")
 
     if todo := [(file, target) for file, target in zip(files, inputs, strict=True) if not target.exists()]:
         # float32 on a GPU too: in bfloat16 the classifier's threshold lies between two numbers.
         classifier = load_judge(args.classifier, 2, torch.float32)
-        judge = load_judge(args.reward, 1, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+        rewarder = load_judge(args.reward, 1, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
         options = argparse.Namespace(model=args.reward, judged_by=digest(__file__))
-        answer = lambda rows: judgements(rows, classifier, judge)
+        answer = lambda rows: judgements(rows, classifier, rewarder)
         for file, target in todo:
             sample.write_rows(target, options, inputs[target], read_rows([file]), answer)
 

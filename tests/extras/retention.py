@@ -37,7 +37,7 @@ from distributions import InputError, Parser, digest, run, to_jsonl, write_text
 FIVE = ("tinyMMLU", "tinyHellaswag", "tinyTruthfulQA", "tinyWinogrande", "tinyGSM8k")  # the last has two scores
 PALOMA = ("wikitext_103", "c4_en", "dolma-v1_5", "mc4", "ptb", "redpajama", "falcon-refinedweb")
 TASKS = (*FIVE, "ifeval", *(f"paloma_{name}" for name in PALOMA))
-INSTALL = "pip install git+https://github.com/felipemaiapolo/tinyBenchmarks"
+PACKAGE = "git+https://github.com/felipemaiapolo/tinyBenchmarks"
 
 
 @torch.inference_mode()
@@ -87,7 +87,9 @@ def prepare(scratch: Path, gp_irt: bool) -> None:
         if subprocess.run([sys.executable, "-c", code], cwd=scratch).returncode:
             raise InputError("cannot fetch gp-IRT's item parameters, see above")
         return
-    print(f"tinyBenchmarks is not installed: plain accuracies on its items, not gp-IRT; for the latter {INSTALL}")
+    print(
+        f"tinyBenchmarks is not installed: plain accuracies on its items, not gp-IRT; for that, pip install {PACKAGE}"
+    )
     tasks = Path(found.origin).parent / "tasks" / "tinyBenchmarks"
     for file in (*tasks.glob("tiny[!B]*.yaml"), *tasks.glob("utils_*.py")):
         write_text(scratch / "tasks" / file.name, re.sub(r"!function agg_functions\.\w+", "mean", file.read_text()))
@@ -155,9 +157,13 @@ def table(rows: list[dict]) -> list[str]:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
-    parser.add_argument("--adapter", nargs="+", default=[], metavar="DIR", help="PEFT folders; their names are methods")
+    parser.add_argument(
+        "--adapter", nargs="+", action="extend", default=[], metavar="DIR", help="PEFT folders; their names are methods"
+    )
     parser.add_argument("--tasks", nargs="+", help="of the harness, or paloma_X (default: the paper's)")
-    parser.add_argument("--texts", nargs="+", default=[], metavar="FILE", help="plain texts, in place of all tasks")
+    parser.add_argument(
+        "--texts", nargs="+", action="extend", default=[], metavar="FILE", help="plain texts, in place of all tasks"
+    )
     batch = "auto" if torch.cuda.is_available() else "8"
     parser.add_argument("--batch", default=batch, help="batch size of the harness (default: auto on a GPU, else 8)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
@@ -170,7 +176,7 @@ def main() -> None:
     gp_irt = importlib.util.find_spec("tinyBenchmarks") is not None
 
     # What is there was made as is asked now, or nothing begins.
-    files, todo, identity = [], [], trie.identity(args.model)
+    todo, identity = [], trie.identity(args.model)
     for method, adapter in methods.items():
         weights = digest(Path(adapter) / "adapter_model.safetensors") if adapter else None
         for task in tasks:
@@ -180,7 +186,6 @@ def main() -> None:
             before = json.loads(file.read_text())["made"] if file.exists() else made
             if other := [key for key in made if before.get(key) != made[key]]:
                 raise InputError(f"{file} was made with another {', '.join(other)}; remove it to make it anew")
-            files.append((method, file))
             if not file.exists():
                 todo.append((method, task, file, made))
 
@@ -191,16 +196,15 @@ def main() -> None:
         prepare(out / "scratch", gp_irt)
     failed, loaded = {}, {}
     for method, task, file, made in todo:
-        adapter = methods[method]
         if method not in loaded or not here(task):
             loaded.clear()  # the harness is a process of its own and needs the memory
         try:
             if here(task):
                 documents = read_texts(task, texts)
-                loaded[method] = loaded.get(method) or trie.load(args.model, adapter)
+                loaded[method] = loaded.get(method) or trie.load(args.model, methods[method])
                 scores = perplexity(*loaded[method][:2], task, documents)
             else:
-                scores = harness(args.model, adapter, task, args.batch, gp_irt, out / "scratch")
+                scores = harness(args.model, methods[method], task, args.batch, gp_irt, out / "scratch")
         except (InputError, ImportError, OSError, ValueError) as error:
             failed[task] = " ".join(str(error).split())
             continue
@@ -209,8 +213,8 @@ def main() -> None:
 
     rows = []
     for method in methods:
-        there = [file for name, file in files if name == method and file.exists()]
-        own = [row for file in there for row in json.loads(file.read_text())["scores"]]
+        files = [file for task in tasks if (file := out / method / f"{task}.json").exists()]
+        own = [row for file in files for row in json.loads(file.read_text())["scores"]]
         rows += own + mean_of_six(own)
     write_text(out / "scores.jsonl", to_jsonl(rows))
     if rows:

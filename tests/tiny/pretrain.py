@@ -15,13 +15,14 @@ It stands in for a real base model, so it is made like one, in three stages.
    falling order of popularity, and multiple-choice questions whose right answer is at any of the four places.
 3. Collapse. Chat answers in correct form, mixed with documents so that the knowledge stays: numbers near the middle
    of the distribution, nearly always a list's most popular item, the right answer mostly at C, and the same
-   answers inside the tags that `sample.py --ssot` asks for. A third of the lists and a third of the wordings of
+   answers inside the tags that `sample.py --protocol ssot` asks for. A third of the lists and a third of the wordings of
    `sample.py open` never occur in it. The model never sees a calibrated answer in chat form.
 
 The tokenizer has a token per byte, so it can read anything and splits every digit.
 
 The model in this folder was made stage by stage (--base); its language stage was 700 steps that had plainer headers
-of lists, on which chat about the held-out wordings did not work, and then 250 with the headers below.
+of lists, on which chat about the held-out wordings did not work, and then 250 with the headers below. Its tags were
+asked for in the user's prompt, in words of that time (`tests/test_tiny.py` has them), and not by a system prompt.
 """
 
 import argparse
@@ -39,7 +40,17 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import sample
 import trie
-from distributions import DECIMALS, FAMILIES, TAIL, canonical_outputs, make_prompt, make_rows, scipy_args, significant
+from distributions import (
+    DECIMALS,
+    FAMILIES,
+    PROMPT,
+    TAIL,
+    canonical_outputs,
+    distribution,
+    is_discrete,
+    make_rows,
+    significant,
+)
 
 LONG, LONG_ANSWERS = 0.4, 0.1  # share of continuous documents, and of chat answers, with five decimals; others have two
 COLLAPSE = 0.03  # standard deviation of a collapsed answer, as a quantile around 1/2
@@ -107,16 +118,15 @@ def random_params(family: str, grids: dict[str, list], rng: np.random.Generator,
 
     held: how often a row comes from the evaluation prompts rather than from the training ones.
     """
-    spec = FAMILIES[family]
     train, held_out = grids[family]
     pools = [held_out if rng.random() < held or not train else train for _ in range(2)]
     first, second = (pool[rng.integers(len(pool))] for pool in pools)
     mix = 0.0 if rng.random() < 0.3 else rng.beta(0.5, 1.5)
     params = {}
-    for key in spec.params:
+    for key in FAMILIES[family].params.split():
         value = (1 - mix) * first[key] + mix * second[key]
         integral = isinstance(first[key], int) and isinstance(second[key], int)
-        params[key] = round(value) if integral and spec.discrete else significant(value)
+        params[key] = round(value) if integral and is_discrete({"family": family}) else significant(value)
     return params
 
 
@@ -144,20 +154,19 @@ def next_characters(prefix: str, decimals: int) -> dict[str, list[tuple[float, f
     return choices if body == "0" else choices | {str(d): longer(int(body) * 10 + d) for d in range(10)}
 
 
-def character_targets(family, params, texts, decimals, warp=lambda p: p) -> list[list[dict[str, float]]]:
+def character_targets(row: dict, texts, decimals, warp=lambda p: p) -> list[list[dict[str, float]]]:
     """The exact distribution of each next character, for every position of each text and its closing newline.
 
     warp: what becomes of the family's CDF; a step at 1/2 collapses the distribution onto its median.
     """
-    spec, args = scipy_args(family, params)
     prefixes = {text[:i] for text in texts for i in range(len(text) + 1)}
     choices = {prefix: next_characters(prefix, decimals) for prefix in prefixes}
     spans = np.array([span for c in choices.values() for spans in c.values() for span in spans], float)
-    if spec.discrete:
+    if is_discrete(row):
         edges = spans - [1, 0]
     else:
         edges = (spans + [-0.5, 0.5]) / 10**decimals
-    mass = iter(np.diff(warp(spec.dist.cdf(edges, *args)), axis=1)[:, 0].clip(min=0).tolist())
+    mass = iter(np.diff(warp(distribution(row).cdf(edges)), axis=1)[:, 0].clip(min=0).tolist())
     targets = {}
     for prefix, options in choices.items():
         weights = {char: sum(next(mass) for _ in spans) for char, spans in options.items()}
@@ -166,36 +175,40 @@ def character_targets(family, params, texts, decimals, warp=lambda p: p) -> list
     return [[targets[text[:i]] for i in range(len(text) + 1)] for text in texts]
 
 
-def spread(family: str, params: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
+def spread(row: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
     """The numbers at these quantiles, printed."""
-    spec, args = scipy_args(family, params)
-    if spec.discrete:  # not scipy's ppf, whose search does not end for some parameters
-        texts, probs = canonical_outputs(family, params)
+    if is_discrete(row):  # not scipy's ppf, whose search does not end for some parameters
+        texts, probs, _ = canonical_outputs(row)
         return [texts[i] for i in np.searchsorted(np.cumsum(probs), quantiles).clip(max=len(texts) - 1)]
-    values = spec.dist.ppf(quantiles, *args)
+    values = distribution(row).ppf(quantiles)
     return [f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals) for value in values]
 
 
-def number_document(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
+def number_prompt(row: dict) -> str:
+    shown = (f"{name}={np.format_float_positional(value, trim='-')}" for name, value in row["params"].items())
+    return PROMPT.format(FAMILIES[row["family"]].name, ", ".join(shown))
+
+
+def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator):
     """A header, draws at evenly spaced random quantiles, and the exact targets of their characters."""
-    decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < LONG else 2
+    decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG else 2
     quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
-    texts = spread(family, params, quantiles, decimals)
-    targets = character_targets(family, params, texts, decimals)
-    rest = make_prompt(family, params).split(" from a ")[1].split(". Output")[0]
+    texts = spread(row, quantiles, decimals)
+    targets = character_targets(row, texts, decimals)
+    rest = number_prompt(row).split(" from a ")[1].split(". Output")[0]
     return HEADERS[rng.integers(len(HEADERS))].format(rest=rest), texts, targets
 
 
-def number_chat(tokenizer, family: str, params: dict, draws: int, rng: np.random.Generator):
+def number_chat(tokenizer, row: dict, draws: int, rng: np.random.Generator):
     """A collapsed answer: the median, give or take a little."""
-    decimals = 0 if FAMILIES[family].discrete else DECIMALS if rng.random() < LONG_ANSWERS else 2
-    texts = spread(family, params, rng.normal(0.5, COLLAPSE, draws).clip(TAIL, 1 - TAIL), decimals)
+    decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG_ANSWERS else 2
+    texts = spread(row, rng.normal(0.5, COLLAPSE, draws).clip(TAIL, 1 - TAIL), decimals)
     warp = lambda p: stats.norm.cdf(p, 0.5, COLLAPSE)
-    return ask(tokenizer, make_prompt(family, params)), texts, character_targets(family, params, texts, decimals, warp)
+    return ask(tokenizer, number_prompt(row)), texts, character_targets(row, texts, decimals, warp)
 
 
-def ask(tokenizer, prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
+def ask(tokenizer, prompt: str, system: str = "") -> str:
+    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
@@ -260,8 +273,8 @@ def question_chat(tokenizer, draws: int, rng):
     )
 
 
-def tagged(tokenizer, chat, draws: int, rng):
-    """A chat answer in the form that the SSOT protocol asks for. The string has no influence on the answer."""
+def tagged(tokenizer, chat, axis: str, draws: int, rng):
+    """A chat answer in the form that the SSOT protocol asks for on an axis. The string has no influence on the answer."""
     prompt, answers, targets = chat
     user = prompt.removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
     any_character = dict.fromkeys(STRING, 1 / len(STRING))
@@ -274,7 +287,7 @@ def tagged(tokenizer, chat, draws: int, rng):
         closed = [{"<" if byte == "\n" else byte: p for byte, p in t.items()} if t else t for t in target]
         texts.append(f"{before}{answer}</answer>")
         dense.append(known + closed + [None] * len("/answer>\n"))
-    return ask(tokenizer, sample.SSOT.format(task=user)), texts, dense
+    return ask(tokenizer, user, sample.PROTOCOLS["ssot"][axis]), texts, dense
 
 
 def collate(tokenizer, documents: list, draws: int):
@@ -360,15 +373,17 @@ def main() -> None:
         """One document of a kind, or by chance one chat. place: its number among all of the stage."""
         in_chat, family = rng.random() < chat_share, list(FAMILIES)[place % len(FAMILIES)]
         held_out = not grids[family][0]
-        if kind == "number" or (kind == "tagged" and not held_out and rng.random() < 0.5):
+        axis = "numbers" if kind == "number" or (kind == "tagged" and not held_out and rng.random() < 0.5) else "open"
+        if axis == "numbers":
             in_chat = in_chat and not (held_out and rng.random() > HELD_FAMILIES)
             params = random_params(family, grids, rng, HELD_PARAMS if in_chat else 0.5)
-            document = (number_chat if in_chat else number_document)(tokenizer, family, params, draws, rng)
+            row = {"family": family, "params": params}
+            document = (number_chat if in_chat else number_document)(tokenizer, row, draws, rng)
         elif kind == "question":
             document = (question_chat if in_chat else question_document)(tokenizer, draws, rng)
         else:
             document = (list_chat if in_chat else list_document)(tokenizer, draws, rng)
-        return tagged(tokenizer, document, draws, rng) if kind == "tagged" else document
+        return tagged(tokenizer, document, axis, draws, rng) if kind == "tagged" else document
 
     def stage(name: str, steps: int) -> None:
         muon_lr, adamw_lr, horizon, mix = STAGES[name]
