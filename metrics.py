@@ -339,7 +339,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    out, files = Path(args.out), [Path(file) for file in args.files if Path(file).name != "log.jsonl"]
+    others = ("log.jsonl", "novelty.jsonl")  # a training's log, and what tests/extras/novelty.py judges
+    out, files = Path(args.out), [Path(file) for file in args.files if Path(file).name not in others]
     if out.exists() and "metric" not in dist.read_rows([out])[0]:
         raise dist.InputError(f"{out} is no file of scores; choose another --out")
 

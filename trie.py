@@ -30,6 +30,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from scipy.special import xlogy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
+from transformers.utils import logging as transformers_logging
 
 from distributions import InputError, digest, write_text
 
@@ -38,6 +39,7 @@ DATE = datetime.date(2024, 7, 26)  # what templates that print today's date get:
 # subtle: transformers hands a template plain values only, so its strftime_now can be replaced in Jinja alone.
 PINNED = "".join(f".replace('{code}', '{DATE.strftime(code)}')" for code in ("%d", "%m", "%b", "%B", "%y", "%Y"))
 PINNED = "{% macro strftime_now(format) %}{{ format" + PINNED + " }}{% endmacro %}"
+transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # transformers', of itself
 
 

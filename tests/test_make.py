@@ -324,6 +324,18 @@ def test_each_method_has_its_file_and_flags(kit):
     )
 
 
+def test_a_sweep_names_what_it_skipped(kit):
+    """One model that cannot be loaded does not stop the others; their rows end in one table."""
+    before = snapshot(kit)
+    words = shlex.split(f"make sweep MODELS='no/such tests/tiny' PYTHON={sys.executable} {BRIEF}")
+    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
+    assert result.returncode != 0 and "sweep: skipped no/such" in result.stdout
+    assert "cannot load the model 'no/such'" in result.stderr and "Traceback" not in result.stderr
+    table = (kit / "runs/sweep.md").read_text()
+    assert "| tests/tiny | unseen | soft " in table and "no/such" not in table
+    assert all(snapshot(kit)[name] == before[name] for name in before)
+
+
 def test_help_lists_every_target(kit):
     result = subprocess.run(["make", "help"], cwd=kit, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == ""

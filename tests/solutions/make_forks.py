@@ -8,8 +8,8 @@ import ast
 from pathlib import Path
 
 SOLUTIONS = Path(__file__).parent
-OWN = "                own = [answer for unit in part for answer in behind[unit]]\n"
-DRAW = "                draw(model, end, prompts, own)\n"
+OWN = "                own = answers_of(part)\n"
+DRAW = '                draw(model, end, [data[i]["prompt"] for i, _ in part], own)\n'
 SOFT = "--draws 8 --branches 8"
 FORKS = {  # method: what it is a fork of, {what is replaced: by what}, its FLAGS. A solution replaces a whole function.
     "reverse": ("train_soft.py", {"loss": "reverse.py"}, SOFT),

@@ -1,7 +1,7 @@
 """Exercise 5, on-policy: these functions in the place of train_soft.py's prepare, and one new line in its loop,
 
-                own = [answer for unit in part for answer in behind[unit]]
-                draw(model, end, prompts, own)
+                own = answers_of(part)
+                draw(model, end, [data[i]["prompt"] for i, _ in part], own)
 
 train_soft.py shows the model the prefixes that the target would write. Here the model writes them, as it does when it is
 used, and learns the target at each of them (DAgger, Ross et al. 2011, arXiv 1011.0686; for language models on-policy

@@ -1,4 +1,4 @@
-"""Exercise 5, one learned temperature: how far does a single scalar get? No training: the best of a grid.
+"""Exercise 6, one learned temperature: how far does a single scalar get? No training: the best of a grid.
 
 python tests/solutions/temperature.py --model tests/tiny --prompts runs/data/unseen.jsonl runs/data/ood.jsonl
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sample
 import trie
-from distributions import read_prompts
+from distributions import MAX_BINS, read_prompts
 
 
 def main() -> None:
@@ -22,10 +22,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompts", required=True, nargs="+", metavar="FILE")
     args = parser.parse_args()
-    tokenizer, model = trie.load_tokenizer(args.model), trie.load_model(args.model)
-    end, temperature = trie.end_token(tokenizer), [1.0]
+    (model, tokenizer, end), temperature = trie.load(args.model), [1.0]
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits / temperature[0])
-    prompts, options = read_prompts(args.prompts), argparse.Namespace(paths=128, rows=1024)
+    prompts, options = read_prompts(args.prompts), argparse.Namespace(bins=MAX_BINS, paths=128, rows=1024)
     for temperature[0] in (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0):
         excess = {}
         for row in prompts:
