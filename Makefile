@@ -1,10 +1,8 @@
 # The pipeline. What is missing is made; what is there stays; what was made otherwise than is asked now is refused.
-
 MODEL   ?= tests/tiny## hub id or folder of a chat model
 METHODS ?= soft hard## method x or x-y is train_x.py with FLAGS and FLAGS_x-y; ssot is the base model under a system prompt
 AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
-
 # Only plain words may reach a shell: what is left of a text without these characters must be nothing.
 PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
   0 1 2 3 4 5 6 7 8 9 . _ / -
@@ -14,7 +12,6 @@ $(foreach v,MODEL METHODS AXES N,$(if $(strip $(value $v)),,$(error $v is empty)
 $(if $(word 2,$(MODEL)),$(error MODEL=$(MODEL): one model, without spaces; make sweep takes several))
 $(foreach m,$(METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),$(error a method cannot be called $m)))
 $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is not one of numbers open mcq))
-
 # ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its weights.
 override MODEL := $(or $(patsubst $(CURDIR)/%,%,$(realpath $(MODEL))),$(MODEL))
 ifneq ($(firstword $(MODEL_IS)),$(MODEL))
@@ -22,40 +19,32 @@ ifneq ($(firstword $(MODEL_IS)),$(MODEL))
 endif
 RUN  ?= runs/$(notdir $(MODEL))
 DATA ?= runs/data
-ifdef PYTHON
-  PY := $(PYTHON)
-else
-  PY := .venv/bin/python
-  VENV := .venv/installed
-  EXTRAS := .venv/extras
-endif
+PY := $(or $(PYTHON),.venv/bin/python)
+VENV := $(if $(PYTHON),,.venv/installed)
+EXTRAS := $(if $(PYTHON),,.venv/extras)
 LAUNCH ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
-
 ifeq ($(MODEL),tests/tiny)
-  # A small model wants a higher learning rate than the paper's, and many branches cost it little more than one. Its
-  # tokens are bytes: 160 are enough for its tagged answers, of which 1000 for each prompt would take hours.
+  # A small model wants a high learning rate, and many branches cost it little more than one. Its tokens are bytes.
   FLAGS ?= --lr 5e-3
   FLAGS_soft ?= --draws 8 --branches 8
   FLAGS_hard ?= --branches 16
-  FLAGS_ssot ?= --max-tokens 160
-  FLAGS_numbers_ssot ?= --n 50
+  FLAGS_ssot ?= --max-tokens 160 --n 50
   FLAGS_retention ?= --texts LICENSE
 endif
 FLAGS_hard-matched ?= --branches 16 --epochs 3## as many steps of as many prompts as soft has
 JOBS ?= $(if $(wildcard /dev/nvidia0),1,2)
-# On a CPU: one thread a stage; and glibc must not give every large tensor back to the system, page by page.
+# On a CPU: one thread a stage, and glibc must not give every large tensor back to the system, page by page.
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export TOKENIZERS_PARALLELISM ?= false
 export TQDM_MININTERVAL ?= 5
-
 TRAINED := $(filter-out ssot,$(METHODS))
 ROWS := $(filter-out %/ssot/mcq.jsonl,$(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl)))
 NOVELTY := $(patsubst %,$(RUN)/%/novelty.jsonl,base $(TRAINED))
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
-.PHONY: help reproduce rows tables sweep figures novelty retention bench smollm2 test clean FORCE
+.PHONY: help reproduce sweep figures novelty retention bench smollm2 test FORCE
 .SECONDARY:
 
 help: ## this list
@@ -67,15 +56,10 @@ reproduce: ## data, training, draws, tables: the embedded model, or MODEL=Qwen/Q
 	@$(MAKE) -s -j$(JOBS) $(ROWS)
 	@made=$$(sha256sum $(ROWS) metrics.py); [ "$$made" = "$$(cat $(RUN)/scores.asked 2>&1)" ] && cat $(RUN)/report.md || \
 	  { $(PY) metrics.py $(ROWS) --out $(RUN)/scores.jsonl --report $(RUN)/report.md && echo "$$made" > $(RUN)/scores.asked; }
-
-rows:
-	@echo $(ROWS)
-
 sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d", in one table; one that fails is named at the end
-	@for model in $(MODELS); do $(MAKE) -s reproduce MODEL=$$model && rows="$$rows $$($(MAKE) -s rows MODEL=$$model)" || \
+	@for model in $(MODELS); do $(MAKE) -s reproduce MODEL=$$model && rows="$$rows $(ROWS:$(RUN)/%=runs/$${model##*/}/%)" || \
 	  skipped="$$skipped $$model"; done; [ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
 	  [ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (each said why, above)"; exit 1; }
-
 figures: $(ROWS) | $(EXTRAS) ## pictures of a model's rows
 	$(PY) tests/extras/figures.py $(ROWS) --out $(RUN)/figures
 novelty: $(NOVELTY) | $(EXTRAS) ## NoveltyBench, judged (FLAGS_novelty="--split curated wildchat", JUDGES="--reward Y")
@@ -89,9 +73,6 @@ smollm2: | $(EXTRAS) ## a real checkpoint without a hub, at models/SmolLM2-135M-
 test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model
 	$(PY) -m ruff check -q . && $(PY) -m ruff format -q --check .
 	$(PY) -m pytest -q tests
-clean: ## remove every output (runs/); the environment stays
-	rm -rf runs
-
 .venv/installed: requirements-dev.txt requirements.txt
 	python3 -m venv .venv && .venv/bin/python -m pip install -q -r requirements-dev.txt && touch $@
 .venv/extras: requirements-extras.txt | $(VENV)
@@ -124,6 +105,6 @@ $(RUN)/%/adapter_config.json: $(DATA)/train.jsonl FORCE | $(VENV)
 $(RUN)/%.jsonl: export ASK = $(if $(filter novelty,$(*F)),tests/extras/novelty.py draw,sample.py $(*F)) --model $(MODEL) \
   $(if $(filter base ssot,$(*D)),,--adapter $(RUN)/$(*D)) $(if $(filter ssot,$(*D)),--protocol $(*D)) \
   $(if $(filter numbers,$(*F)),--prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)) $(FLAGS_$(*F)) \
-  $(if $(filter ssot,$(*D)),$(FLAGS_$(*D)) $(FLAGS_$(*F)_$(*D)))
+  $(if $(filter ssot,$(*D)),$(FLAGS_ssot))
 $(RUN)/%.jsonl: $$(needs) $(DATA)/train.jsonl FORCE | $(VENV)
 	$(STAGE)

@@ -327,7 +327,6 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run the same command again to go on")
     except Exception as error:
-        # Two of libraries that this file does not know, torch and safetensors, and what to do about them.
         known = {"OutOfMemoryError": "; lower --rows or, in training, raise --accumulate", "SafetensorError": ""}
         if not isinstance(error, InputError | OSError) and type(error).__name__ not in known:
             raise

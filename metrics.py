@@ -8,8 +8,7 @@ mean), over open prompts the mean (of the support the median), of `mcq` over all
 interval over families, prompts or draws. An infinite value is null, and ∞ in the tables. Rows of the method "target"
 are the same scores of as many draws from the true distribution: what sampling noise alone leaves.
 
-Choices where the paper (arXiv 2605.11845) leaves room: W1 is divided by what always answering the median scores; a
-prompt without a valid answer counts, with an infinite W1.
+Choices: W1 is divided by what always answering the median scores; nothing valid is an infinite W1, and counts.
 What this file does not do: run a model, or know how rows were made.
 """
 
@@ -105,9 +104,6 @@ def parse_question(text: str) -> int | None:
     return place if answer and answer[2].strip(' .)"').casefold() in ("", options[place]) else None
 
 
-# ------------------------------------------------------------------------------------------------ scores of one row
-
-
 def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
     """W1(values, support with probs) / E|X - median| of the latter: 0 perfect, 1 as bad as always the median. Defined
     for Cauchy and Bernoulli(.1), where variance or IQR fail. values (N,), support and probs (M,)."""
@@ -124,8 +120,7 @@ def cdf_gap(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float
 
 
 def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) -> bool:
-    """Whether a goodness-of-fit test at 1 % lets these values pass: Kolmogorov-Smirnov, or for a discrete family
-    chi-square over cells that are pooled, from the left, until each expects five draws."""
+    """Whether a test at 1 % lets these values pass: Kolmogorov-Smirnov, or chi-square over cells pooled to 5 draws."""
     if not dist.is_discrete(row):
         return bool(stats.kstest(values, dist.distribution(row).cdf).pvalue >= 0.01)
     observed = np.bincount(np.searchsorted(support, values).clip(max=len(support) - 1), minlength=len(support))
@@ -289,16 +284,13 @@ def cell(row: dict | None) -> str:
     """A value and its interval; – where there is none, ∞ where it is infinite."""
     if row is None or not row["n"]:
         return "–"
-    if row["metric"] == "p_value" and row["value"] < 0.001:
-        return "< 0.001"
     short = lambda x, digits: "∞" if x is None else f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"
     alone = row["low"] is None and row["value"] is not None
     return short(row["value"], 3) + ("" if alone else f" [{short(row['low'], 2)}, {short(row['high'], 2)}]")
 
 
 def table(scores: list[dict], axis: str) -> list[str]:
-    """A Markdown table of an axis: methods (base first, targets last) x metrics, one block per model and split. A
-    column that is empty for all is left out."""
+    """A Markdown table of an axis: methods, base first and targets last, x metrics, without columns that are empty."""
     cells = {(r["model"], r["split"], r["method"], r["metric"]): r for r in scores if r["axis"] == axis}
     rank = lambda method: -1 if method == "base" else method.startswith("target")
     order = lambda key: (key[0], key[1] != "unseen", key[1] or "", rank(key[2]))
@@ -351,9 +343,7 @@ def main() -> None:
     dist.write_text(out, dist.to_jsonl(scores))
     print("\n".join(tables(scores)).rstrip())
     if args.report:
-        note = "Value and 95 % bootstrap interval; `target` = the same scores of true draws."
-        dist.write_text(args.report, "\n".join([*tables(scores), note]) + "\n")
-        print(f"\nreport: {args.report}")
+        dist.write_text(args.report, "\n".join(tables(scores)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ each prefix the target for the next token is the remaining probability, renormal
     q(c | prefix) = mass of the leaves that begin with prefix + c  /  mass of the leaves that begin with prefix
 
 *Prefill once, branch many*: `prefill` reads the prompts, `branch` runs answers behind each from a copy of its KV cache
-(gradients flow through it), and `walk` draws answers, one row for each distinct prefix. No special mask is needed.
+(gradients flow through it), and `walk` draws answers, one row for each distinct prefix.
 What this file does not do: know families, objectives or axes. It is a library; it has no command.
 """
 
@@ -50,10 +50,8 @@ def processes() -> PartialState:
 
 def load(name: str, adapter: str | Path | None = None) -> tuple:
     """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter on it if one is given, and its end token.
-
     bfloat16 on a GPU, float32 on a CPU, where bfloat16 is ten times slower. All tokens that end a drawn answer are in
-    model.generation_config.eos_token_id. Raises InputError for a model or adapter that is missing or does not fit.
-    """
+    model.generation_config.eos_token_id. Raises InputError for a model or adapter that is missing or does not fit."""
     device = processes().device
     options = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}
     try:
@@ -104,9 +102,8 @@ def load_adapter(model, name: str, adapter: Path):
 def add_lora(model, seed: int):
     """The paper's LoRA on a model, ready to train: r 16, alpha 32, dropout .05 on the language model's q/k/v/o."""
     torch.manual_seed(seed)
-    options = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "task_type": "CAUSAL_LM"}
-    if hasattr(model.config, "vision_config"):
-        options["exclude_modules"] = ".*vision_tower.*"
+    options = {"exclude_modules": ".*vision_tower.*"} if hasattr(model.config, "vision_config") else {}
+    options |= {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "task_type": "CAUSAL_LM"}
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, **options)).train()
 
 
@@ -121,7 +118,6 @@ def save_adapter(accelerator, model, out: Path) -> None:
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(temporary / name, out / name)
         shutil.rmtree(temporary)
-        print(f"{out}: adapter, log.jsonl and run.json written")
 
 
 def refuse(out: Path, finished: Path | None = None) -> None:
@@ -154,8 +150,7 @@ def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -
         raise InputError(f"the chat template cannot render a user's prompt: {error}") from None
 
 
-# The rendered template already holds BOS and the like: adding special tokens would double them.
-encode_one = lambda tokenizer, text: tokenizer(text, add_special_tokens=False)["input_ids"]
+encode_one = lambda tokenizer, text: tokenizer(text, add_special_tokens=False)["input_ids"]  # a template has its BOS
 decode = lambda tokenizer, ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -181,8 +176,6 @@ def end_token(tokenizer) -> int:
     >>> tokenizer.decode(end), tokenizer.decode(encode(tokenizer, ["0.5", "12"], end)[0])
     ('<|im_end|>', '0.5<|im_end|>')
     """
-    if not tokenizer.chat_template:
-        raise InputError("the tokenizer has no chat template; the kit needs a chat (instruct) model")
     messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Zq7ANSWER7qZ"}]
     _, found, after = render(tokenizer, messages).rpartition("Zq7ANSWER7qZ")
     ids = encode_one(tokenizer, after)
@@ -281,9 +274,9 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     """Read B prompts: what all begin with (chat header, system prompt, first words) once, then the rest of each,
     left-padded to one length so that their completions align. Equal, up to rounding, to reading each by itself."""
     # subtle: a sliding window counts places in the cache, and padding behind the head would push tokens out of it.
-    config = getattr(model, "module", model).config  # of several processes each has its model in a wrapper
-    slides = getattr(config.get_text_config(), "sliding_window", None)
-    shared = 0 if slides or len(prompts) == 1 else len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
+    config = getattr(model, "module", model).config.get_text_config()  # several processes have wrappers around it
+    alone = getattr(config, "sliding_window", None) or len(prompts) == 1
+    shared = 0 if alone else len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
     rests, width = [prompt[shared:] for prompt in prompts], max(map(len, prompts)) - shared
     ids = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests], device=model.device)
     mask = torch.tensor([[0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=model.device)
@@ -300,8 +293,7 @@ def extend(model, prefix: Prefix, tokens: torch.Tensor) -> tuple[Prefix, torch.T
     """Read tokens (R, T) after the prefix, whose cache is used up: the longer Prefix, and the logits (R, T, V)."""
     mask = torch.cat([prefix.mask, torch.ones_like(tokens)], 1)
     positions = prefix.mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
-    options = {"past_key_values": prefix.cache, "use_cache": True}
-    out = model(input_ids=tokens, attention_mask=mask, position_ids=positions, **options)
+    out = model(tokens, attention_mask=mask, position_ids=positions, past_key_values=prefix.cache, use_cache=True)
     return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
 
 
@@ -311,11 +303,10 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
     nothing. They and their gradient equal, up to rounding, those of B*K whole rows of prompt + completion."""
     rows = torch.arange(len(completions), device=completions.device) // (len(completions) // len(prefix.mask))
     forked = prefix.fork(rows)
-    first = forked.logits[:, None]
-    if completions.shape[1] == 1:
-        return first
-    _, rest = extend(model, forked, completions[:, :-1].clamp(min=0))  # what follows a PAD is never used
-    return torch.cat([first, rest], 1)
+    logits = [forked.logits[:, None]]
+    if completions.shape[1] > 1:
+        logits.append(extend(model, forked, completions[:, :-1].clamp(min=0))[1])  # what follows a PAD is never used
+    return torch.cat(logits, 1)
 
 
 def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -331,13 +322,10 @@ def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, 
 
     All draws walk down together, one live row for each *distinct* (prompt, prefix), so a thousand draws cost what their
     distinct prefixes cost. uniform (B * n, T): each draw's own random numbers, the n of a prompt side by side, so that
-    nothing depends on its company or on `rows`, how many walk at a time, but for the rounding of sums. An answer ends
-    with one of `ends`, or is cut after T tokens.
-    """
+    neither its company nor `rows`, how many walk at a time, matters. An answer ends with one of `ends` or after T."""
     ends = torch.tensor(ends, device=model.device)
     home = torch.arange(len(prompts), device=model.device).repeat_interleave(len(uniform) // len(prompts))
     start, paths = prefill(model, prompts), []
-
     for numbers, owner in zip(torch.from_numpy(uniform).split(rows), home.split(rows), strict=True):
         numbers, state = numbers.to(owner.device), start
         tokens = torch.full(numbers.shape, PAD, device=owner.device)
@@ -346,7 +334,6 @@ def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, 
         for t in range(numbers.shape[1]):
             token = choose(state.logits, owner, numbers[draws, t])
             tokens[draws, t] = token
-
             on = ~torch.isin(token, ends)
             draws, owner, token = draws[on], owner[on], token[on]
             if not len(draws) or t + 1 == numbers.shape[1]:
@@ -359,6 +346,5 @@ def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, 
             if state is start or not torch.equal(parents, torch.arange(len(state.mask), device=parents.device)):
                 state = state.fork(parents)
             state, _ = extend(model, state, (pairs % vocabulary)[:, None])
-
         paths += [path[path != PAD].tolist() for path in tokens.cpu()]
     return paths
