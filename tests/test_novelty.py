@@ -318,7 +318,7 @@ def test_the_benchmarks_own_prompts(tmp_path, monkeypatch):
     flags = ("--model", TINY, "--n", 2, "--max-tokens", 8, "--out", tmp_path / "novelty.jsonl")
     line = complaint(novelty, "draw", *flags)
     assert "cannot load the data set yimingzhang/novelty-bench" in line and "--prompts FILE" in line
-    datasets = pytest.importorskip("datasets", reason="needs requirements-benchmarks.txt")
+    datasets = pytest.importorskip("datasets", reason="needs requirements-extras.txt")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for split in ("curated", "wildchat"):
@@ -337,7 +337,7 @@ def test_the_benchmarks_own_prompts(tmp_path, monkeypatch):
 
 def test_a_tokenizer_of_debertas_kind_loads(tmp_path):
     """The published classifier's tokenizer is a SentencePiece file, which other packages have to convert."""
-    sentencepiece = pytest.importorskip("sentencepiece", reason="needs requirements-benchmarks.txt")
+    sentencepiece = pytest.importorskip("sentencepiece", reason="needs requirements-extras.txt")
     pieces = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
     ids = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
     sentencepiece.SentencePieceTrainer.train(

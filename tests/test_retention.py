@@ -117,7 +117,7 @@ def test_texts_of_base_and_adapters(adapters, loaded, long_text, tmp_path, capsy
 # -------------------------------------------------------------------------------------------------- the harness
 
 WORDS = ("planet", "metal", "color", "fish", "bird", "tree", "season", "sport", "dance", "river", "herb", "nut")
-needs_harness = pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="needs requirements-benchmarks.txt")
+needs_harness = pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="needs requirements-extras.txt")
 
 
 def data_set(folder: Path, name: str, config: str, **splits: list[dict]) -> None:
@@ -248,7 +248,7 @@ def test_the_plain_tasks_are_the_harnesss_but_for_the_mean(scratch):
 
 
 def test_paloma_is_read_document_by_document(loaded, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="needs requirements-benchmarks.txt")
+    datasets = pytest.importorskip("datasets", reason="needs requirements-extras.txt")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = ["The heart pumps blood.", "", "Name a random planet.", "P"]
@@ -264,7 +264,7 @@ def test_paloma_is_read_document_by_document(loaded, tmp_path, monkeypatch):
 def test_without_the_harness_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     line = complaint(retention, "--model", TINY, "--out", tmp_path, "--tasks", "ifeval")
-    assert "pip install -r requirements-benchmarks.txt" in line
+    assert "pip install -r requirements-extras.txt" in line
 
 
 def test_mean_of_six_and_differences():

@@ -10,7 +10,7 @@ excess.png    the excess KL, split into form (mass on what is no number) and sha
 families.png  normalized W1 of each family, beside that of a perfect sampler with as many draws
 
 Reads rows of sample.py, all of one model, and the log.jsonl beside them in an adapter's folder. A picture without data
-is left out, and so is a panel. It needs requirements-figures.txt.
+is left out, and so is a panel. It needs requirements-extras.txt.
 
 What this file does not do: compute a score (metrics.py does), or draw protocols such as SSOT.
 """
@@ -164,7 +164,7 @@ def main() -> None:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        raise InputError("matplotlib is missing: pip install -r requirements-figures.txt") from None
+        raise InputError("matplotlib is missing: pip install -r requirements-extras.txt") from None
     plt.switch_backend("agg")
     plt.rcParams.update({"figure.constrained_layout.use": True, "legend.frameon": False, "lines.linewidth": 2,
                          "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip

@@ -16,7 +16,7 @@ intervals, over those of each split and, where there are both, over all:
 The benchmark's reward model has 27 billion parameters (54 GB, spread over the GPUs there are); --reward takes another.
 
 Choices where the benchmark leaves room: case does not count where short answers are compared, and a reward on a cut
-gets the points below it. What this file does not do: judge other axes. It needs requirements-benchmarks.txt. Killed,
+gets the points below it. What this file does not do: judge other axes. It needs requirements-extras.txt. Killed,
 both commands go on where they stopped; judgements of other answers, or by another judge, are refused.
 """
 
@@ -156,7 +156,7 @@ def hub_prompts(split: str) -> list[dict]:
 
         return [dict(row) | {"split": split} for row in load_dataset(PROMPTS, split=split)]
     except (ImportError, OSError, ValueError) as error:
-        advice = "pip install -r requirements-benchmarks.txt, or give the prompts by --prompts FILE"
+        advice = "pip install -r requirements-extras.txt, or give the prompts by --prompts FILE"
         raise InputError(f"cannot load the data set {PROMPTS}: {error}; {advice}") from None
 
 

@@ -1,15 +1,18 @@
 """The tables of a Markdown file, written between its marker lines from files of scores.
 
-    make readme                                                              # README.md, from the scores of the tests
-    python tests/extras/readme.py README.md --scores tests/tiny/scores.jsonl
+    python tests/extras/readme.py README.md --results tests/results/tiny tests/results/smollm2
+    python tests/extras/readme.py page.md --results runs/tiny
 
 <!-- headline --> … <!-- /headline -->   one short table: base, soft, hard and a perfect sampler of each model
 <!-- results --> … <!-- /results -->     all tables of metrics.py, with intervals
+<!-- costs --> … <!-- /costs -->         what each training cost, with which options and on which hardware
 
-Reads rows of scores as metrics.py writes them. Of the two pairs of markers, a file may have one.
+Reads the scores.jsonl of each folder, and the run.json and log.jsonl of its methods. Of the markers, a file may have
+some.
 What this file does not do: compute a score, or change anything outside the markers.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -51,6 +54,21 @@ def headline(scores: list[dict]) -> list[str]:
     return metrics.markdown(zip(*lines, strict=True))
 
 
+def costs(folders: list[Path]) -> list[str]:
+    """A line for each training under the folders."""
+    lines = []
+    for log in (log for folder in folders for log in sorted(folder.glob("*/log.jsonl"))[::-1]):
+        steps, record = read_rows([log], ("seconds",)), json.loads(log.with_name("run.json").read_text())
+        hidden = ("model", "data", "out", "accumulate")
+        options = ", ".join(
+            f"{key} {value}" for key, value in record["args"].items() if key not in hidden and value is not None
+        )
+        minutes = sum(step["seconds"] for step in steps) / 60
+        lines.append(f"- {Path(record['args']['model']).name}, {log.parent.name}: {len(steps)} steps in {minutes:.0f} minutes "
+                     f"({options}) on {record['threads']} of {record['cores']} cores, {record['device']}")  # fmt: skip
+    return lines
+
+
 def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
     """Put lines between a file's marker lines. Raises InputError if it has none of these, or half of a pair."""
     text = path.read_text(encoding="utf-8")
@@ -68,10 +86,14 @@ def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("file", metavar="FILE", help="Markdown file with marker lines")
-    parser.add_argument("--scores", nargs="+", required=True, metavar="FILE", help="scores that metrics.py wrote")
+    parser.add_argument(
+        "--results", nargs="+", required=True, metavar="DIR", help="has scores.jsonl and METHOD/log.jsonl"
+    )
     args = parser.parse_args()
-    scores = read_rows(args.scores, ("model", "method", "axis", "split", "metric", "value", "n"))
-    rewrite(Path(args.file), {"headline": headline(scores), "results": metrics.tables(scores)})
+    folders = [Path(folder) for folder in args.results]
+    keys = ("model", "method", "axis", "split", "metric", "value", "n")
+    scores = read_rows([folder / "scores.jsonl" for folder in folders], keys)
+    rewrite(Path(args.file), {"headline": headline(scores), "costs": costs(folders), "results": metrics.tables(scores)})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ refused. DIR/scores.jsonl has a row {model, method, axis, task, metric, value, s
 works in DIR/scratch. A task that fails is named at the end; the others run.
 
 Choice where the paper leaves room: each of PALOMA's documents is read on its own, and its first token is not scored.
-What this file does not do: ask for numbers (sample.py). The tasks need requirements-benchmarks.txt.
+What this file does not do: ask for numbers (sample.py). The tasks need requirements-extras.txt.
 """
 
 import importlib.util
@@ -81,7 +81,7 @@ def prepare(scratch: Path, gp_irt: bool) -> None:
     harness's tasks down with the plain mean in gp-IRT's place. Raises InputError."""
     scratch.mkdir(exist_ok=True)
     if not (found := importlib.util.find_spec("lm_eval")):
-        raise InputError("lm_eval is missing: pip install -r requirements-benchmarks.txt")
+        raise InputError("lm_eval is missing: pip install -r requirements-extras.txt")
     if gp_irt:
         code = "import numpy, tinyBenchmarks; tinyBenchmarks.evaluate(numpy.arange(100) % 2, 'mmlu')"
         if subprocess.run([sys.executable, "-c", code], cwd=scratch).returncode:

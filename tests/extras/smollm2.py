@@ -9,7 +9,7 @@ float32 they are an ordinary folder for `--model`. **They stay 4-bit weights, ro
 where there is a network, HuggingFaceTB/SmolLM2-135M-Instruct is the model before rounding, and scores differ a little.
 
 What this file does not do: train or score; the folder is for `make reproduce MODEL=models/SmolLM2-135M-Instruct`.
-Interrupted, it leaves nothing under --out. It needs requirements-smollm2.txt.
+Interrupted, it leaves nothing under --out. It needs requirements-extras.txt.
 """
 
 import importlib.util
@@ -76,7 +76,7 @@ def main() -> None:
     if out.exists():
         raise InputError(f"{out} is there already; remove it to make it anew, or choose another --out")
     if importlib.util.find_spec("gguf") is None:
-        raise InputError("gguf, which reads the weights, is missing: pip install -r requirements-smollm2.txt")
+        raise InputError("gguf, which reads the weights, is missing: pip install -r requirements-extras.txt")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="smollm2-", suffix=".tmp", dir=out.parent) as folder:
