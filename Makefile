@@ -11,14 +11,16 @@ $(foreach v,MODEL METHODS AXES N,$(if $(strip $(value $v)),,$(error $v is empty)
   $v),$(PLAIN)),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
 $(if $(word 2,$(MODEL)),$(error MODEL=$(MODEL): one model, without spaces; make sweep takes several))
 $(foreach m,$(METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),$(error a method cannot be called $m)))
+$(foreach m,$(filter-out ssot,$(METHODS)),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error no train_$m.py)))
+$(foreach v,METHODS AXES,$(if $(filter $(words $($v)),$(words $(sort $($v)))),,$(error $v=$($v): one of them is there twice)))
 $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is not one of numbers open mcq))
 # ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its weights.
-override MODEL := $(or $(patsubst $(CURDIR)/%,%,$(realpath $(MODEL))),$(MODEL))
+override MODEL := $(or $(subst $(CURDIR)/,,$(realpath $(MODEL))),$(MODEL))
 ifneq ($(firstword $(MODEL_IS)),$(MODEL))
   export MODEL_IS := $(MODEL) $(if $(wildcard $(MODEL)/*.safetensors),$(shell cat $(MODEL)/*.safetensors | sha256sum))
 endif
-RUN  ?= runs/$(notdir $(MODEL))
-DATA ?= runs/data
+override RUN := $(or $(RUN),runs/$(notdir $(MODEL)))
+override DATA := $(or $(DATA),runs/data)
 PY := $(or $(PYTHON),.venv/bin/python)
 VENV := $(if $(PYTHON),,.venv/installed)
 EXTRAS := $(if $(PYTHON),,.venv/extras)
@@ -33,8 +35,7 @@ ifeq ($(MODEL),tests/tiny)
 endif
 FLAGS_hard-matched ?= --branches 16 --epochs 3## as many steps of as many prompts as soft has
 JOBS ?= $(if $(wildcard /dev/nvidia0),1,2)
-# On a CPU: one thread a stage, and glibc must not give every large tensor back to the system, page by page.
-export OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS ?= 1## glibc, below, must not give every large tensor back to the system, page by page
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export TOKENIZERS_PARALLELISM ?= false
@@ -52,7 +53,7 @@ help: ## this list
 	@awk -F'## ' '/^[A-Z]+ *\?=.*## /{split($$1, v, " *[?]= *"); printf "  %-8s %s (default: %s)\n", v[1], $$2, v[2]}' Makefile
 
 reproduce: ## data, training, draws, tables: the embedded model, or MODEL=Qwen/Qwen3-0.6B
-	@$(MAKE) -s CHECK=1 $(ROWS)
+	@$(MAKE) -s $(DATA)/train.jsonl && $(MAKE) -s CHECK=1 $(ROWS)
 	@$(MAKE) -s -j$(JOBS) $(ROWS)
 	@made=$$(sha256sum $(ROWS) metrics.py); [ "$$made" = "$$(cat $(RUN)/scores.asked 2>&1)" ] && cat $(RUN)/report.md || \
 	  { $(PY) metrics.py $(ROWS) --out $(RUN)/scores.jsonl --report $(RUN)/report.md && echo "$$made" > $(RUN)/scores.asked; }
@@ -77,11 +78,10 @@ test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model
 	python3 -m venv .venv && .venv/bin/python -m pip install -q -r requirements-dev.txt && touch $@
 .venv/extras: requirements-extras.txt | $(VENV)
 	.venv/bin/python -m pip install -q -r requirements.txt -r requirements-extras.txt && touch $@
-
 # Every stage is visited. FILE.asked has what made it: script and arguments (but for those that only save memory), the
 # model, and checksums of the files read and of a training's own script. With CHECK=1 nothing is made.
 OUT = $(if $(filter $(RUN)/%.jsonl,$@),$@,$(@D))
-STAGE = @set -e; asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate) +[0-9]+//g; s/ --model +[^ ]+//; s/ +/ /g'; \
+STAGE = @set -e; asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate)[ =]+[0-9]+//g; s/ --model +[^ ]+//; s/ +/ /g; s/ $$//'; \
 	  echo "model $(lastword $(filter-out -,$(MODEL_IS)))"; for word in $$ASK; do case $$word in \
 	    sample.py|distributions.py|tests/*.py) continue;; esac; \
 	    [ ! -f $$word/adapter_model.safetensors ] || word=$$word/adapter_model.safetensors; \

@@ -327,20 +327,19 @@ def check_same_prompts(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = dist.Parser(description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="rows of sample.py; a log.jsonl is passed over")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="rows of sample.py; logs among them are passed over")
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    others = ("log.jsonl", "novelty.jsonl")  # a training's log, and what tests/extras/novelty.py judges
-    out, files = Path(args.out), [Path(file) for file in args.files if Path(file).name not in others]
-    if out.exists() and "metric" not in dist.read_rows([out])[0]:
-        raise dist.InputError(f"{out} is no file of scores; choose another --out")
-
+    files = [file for file in args.files if Path(file).name not in ("log.jsonl", "novelty.jsonl")]
+    for path, begins in {args.out: '{"model"', args.report: "**"}.items():
+        if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
+            raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")
     keys = ("id", "model", "method", "axis", "draws")
     rows = dist.read_rows(files, keys, lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})")
     check_same_prompts(rows)
     scores = aggregate(rows)
-    dist.write_text(out, dist.to_jsonl(scores))
+    dist.write_text(args.out, dist.to_jsonl(scores))
     print("\n".join(tables(scores)).rstrip())
     if args.report:
         dist.write_text(args.report, "\n".join(tables(scores)))

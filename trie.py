@@ -64,7 +64,6 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
         raise InputError(f"cannot load the model {name!r}: {error}") from None
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{name!r} lacks {len(missing)} weights of its architecture, such as {missing[0]}")
-
     # subtle: `generate` fills every option that its caller left out from the checkpoint's own settings (a top_k of
     # 20, a repetition penalty, suppressed tokens), which would bend the probabilities that are measured here.
     own, end = model.generation_config.eos_token_id, end_token(tokenizer)
@@ -88,11 +87,12 @@ def load_adapter(model, name: str, adapter: Path):
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"the adapter {adapter} does not fit {name!r}: {error}") from None
-
     # subtle: PEFT only warns when weights do not match by name, and the model then runs as its own base.
     probe = torch.arange(1, 9, device=model.device)[None]
     with torch.inference_mode():
         changed = model(input_ids=probe).logits
+        if not changed.isfinite().all():
+            raise InputError(f"the adapter {adapter} gives logits that are not finite: its training diverged")
         with model.disable_adapter():
             if torch.equal(changed, model(input_ids=probe).logits):
                 raise InputError(f"the adapter {adapter} changes nothing; it was not trained, or did not load")
