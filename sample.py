@@ -290,11 +290,12 @@ def main() -> None:
             sub.add_argument("--bins", type=int, default=dist.MAX_BINS, help=own)
         own = f"cut an answer here (default {tokens}, with --protocol {PROTOCOL_TOKENS})"
         sub.add_argument("--max-tokens", type=int, help=own)
-        sub.add_argument("--rows", type=int, default=512, help="most draws in one pass (default 512)")
+        sub.add_argument("--rows", type=int, help="most draws in one pass (default 1024, of long answers 256)")
         sub.add_argument("--seed", type=int, default=0)
         sub.add_argument("--out", required=True, help="JSONL file to write")
     args = parser.parse_args()
     args.max_tokens = args.max_tokens or (PROTOCOL_TOKENS if args.protocol else AXES[args.axis][1])
+    args.rows = args.rows or (1024 if args.max_tokens <= 64 else 256)  # long answers have long caches, and share little
     out, adapter = Path(args.out), Path(args.adapter).resolve() if args.adapter else None
     trie.refuse(out, out)
     if adapter:

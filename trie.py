@@ -317,7 +317,7 @@ def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> 
 
 
 @torch.inference_mode()
-def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, rows: int = 512) -> list[list[int]]:
+def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, rows: int = 1024) -> list[list[int]]:
     """n answers to each of B prompts, drawn at temperature 1 over the full vocabulary: token ids, in the draws' order.
 
     All draws walk down together, one live row for each *distinct* (prompt, prefix), so a thousand draws cost what their
@@ -346,5 +346,5 @@ def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, 
             if state is start or not torch.equal(parents, torch.arange(len(state.mask), device=parents.device)):
                 state = state.fork(parents)
             state, _ = extend(model, state, (pairs % vocabulary)[:, None])
-        paths += [path[path != PAD].tolist() for path in tokens.cpu()]
+        paths += [path[:n] for path, n in zip(tokens.tolist(), (tokens != PAD).sum(1).tolist(), strict=True)]
     return paths

@@ -221,7 +221,7 @@ def main() -> None:
     which.add_argument("--prompts", nargs="+", metavar="FILE", help="prompts of your own: JSONL or a JSON list")
     sub.add_argument("--n", type=int, default=10, help="answers to each prompt (default 10)")
     sub.add_argument("--max-tokens", type=int, default=512, help="cut an answer here (default 512)")
-    sub.add_argument("--rows", type=int, default=512, help="most answers in one pass (default 512)")
+    sub.add_argument("--rows", type=int, default=256, help="most answers in one pass (default 256)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", required=True, help="JSONL file to write")
     sub = commands.add_parser("judge", help="classes, points and means of such answers")

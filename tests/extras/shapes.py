@@ -48,7 +48,7 @@ def memory(name: str) -> dict:
     adapter     LoRA r 16 on q/k/v/o: weights, gradients and AdamW's two moments in float32
     soft, hard  one step of 32 prompts with 1 path, or with 16 draws each: what the backward pass needs of each token
                 and layer, and its logits in bfloat16, float32 and as a gradient
-    draws       512 rows at a time (--rows): keys and values of prompt and answer, and with these the larger of a second
+    draws       1024 rows at a time (--rows): keys and values of prompt and answer, and with these the larger of a second
                 copy, into which rows fork, and logits in bfloat16 and twice in float64
     """
     config = shape_config(name)
@@ -69,7 +69,7 @@ def memory(name: str) -> dict:
         copies = 32 * branches * cache if branches > 1 else 0  # each branch has its prompt's
         return weights + adapter + layers * kept * tokens + copies + (2 + 4 + 4 + 2) * logits
 
-    draws = weights + 512 * (cache + max(cache, (2 + 8 + 8) * vocabulary))
+    draws = weights + 1024 * (cache + max(cache, (2 + 8 + 8) * vocabulary))
     needs = {"weights": weights, "adapter": adapter, "soft": step(1), "hard, 16 draws": step(16), "draws": draws}
     return {"model": name} | {key: value / 1e9 for key, value in needs.items()}
 
