@@ -29,7 +29,9 @@ def short(row: dict | None) -> str:
     """A score without its interval; – where there is none, ∞ where it is infinite."""
     if row is None or not row["n"]:
         return "–"
-    return "∞" if row["value"] is None else f"{round(row['value'], 2) + 0:.2f}"  # + 0: there is no -0.00
+    if row["value"] is None or row["value"] >= 1000:
+        return "∞" if row["value"] is None else f"{row['value']:.0e}"
+    return f"{round(row['value'], 2) + 0:.2f}"  # + 0: there is no -0.00
 
 
 def headline(scores: list[dict]) -> list[str]:
