@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, call, complaint, script
-from transformers import Qwen3Config
 
 sys.path.insert(0, str(ROOT / "tests" / "extras"))
 
