@@ -217,7 +217,7 @@ def canonical_outputs(row: dict, max_bins: int = MAX_BINS) -> tuple[list[str], n
 
 def sample_outputs(row: dict, n: int, rng: np.random.Generator, max_bins: int | None):
     """n draws from a row's canonical outputs, without computing all of these: texts, and `perfect` of each (n,). A draw
-    from the distribution itself, moved to the nearest output, has exactly its probability. max_bins=None: any output."""
+    is moved to the nearest output, so each has exactly its probability. max_bins=None: to any value of the lattice."""
     if "outputs" in row:
         drawn = rng.choice(len(row["probs"]), n, p=row["probs"])
         return [row["outputs"][i] for i in drawn], np.array(row["probs"], float)[drawn]

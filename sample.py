@@ -116,7 +116,7 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
         try:
             text = Path(path).read_text(encoding="utf-8")
             listed = json.loads(text) if text.lstrip().startswith("[") else dist.read_rows([path], ("prompt",))
-        except ValueError as error:  # an InputError, or what is not UTF-8 or not JSON
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise dist.InputError(f"{path}: {error}") from None
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in listed]
     rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]
@@ -141,7 +141,8 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
     is *form*, and what is lost on which number.
     """
     if len(tree.probs) <= paths:
-        leaves, weights = np.arange(len(tree.probs)), tree.probs
+        leaves = np.flatnonzero(tree.probs)  # below a prefix without mass there is no target
+        weights = tree.probs[leaves]
     else:
         leaves, counts = np.unique(tree.quantile_leaves((np.arange(paths) + 0.5) / paths), return_counts=True)
         weights = counts / paths
@@ -221,9 +222,9 @@ def answers(model, tokenizer, end: int, asked: list[dict], args) -> Iterator[dic
 
 
 def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callable) -> None:
-    """Write the rows that answer(asked) yields, one for each of `asked`, by id and in that order, whole or not at all.
+    """Write the rows that answer(asked) yields, one per prompt, in the order of `asked`, whole or not at all.
 
-    Finished rows wait in FILE.partial, from where a rerun goes on: of the same options, inputs and code, or Raises
+    Finished rows wait in FILE.partial, from where a rerun goes on: of the same options, inputs and code, or raises
     InputError. Under `accelerate launch` each process answers its share, with a partial file of its own.
     """
     state, record = trie.processes(), out.with_suffix(".run.json")

@@ -6,8 +6,8 @@
 The model sees only draws, as in ordinary fine-tuning, yet in expectation it learns the same distribution:
 E[cross-entropy] = entropy of the target + KL(target || model). No trie is needed.
 
-Recipe (that of arXiv 2605.11845, and the defaults): 16 draws of 16384 bins for each prompt and epoch, 32 completions x
-2 epochs = 1988 steps, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight decay .01, 3 % warm-up,
+Recipe (that of arXiv 2605.11845, and the defaults): 16 draws of 16384 bins for each prompt and epoch, batches of 32, 2
+epochs: 1988 steps, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight decay .01, 3 % warm-up,
 cosine decay.
 
 Differences from the paper's published code:
@@ -46,7 +46,7 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     texts, perfect = sample_outputs(row, draws, rng, BINS)
     paths = [tokens[tokens != trie.PAD] for tokens in trie.encode(tokenizer, texts, end)]
     answers = [
-        {"path": path, "weight": len(path), "floor": -math.log(p) / len(path)}
+        {"path": path, "weight": len(path), "floor": -math.log(max(p, 1e-300)) / len(path)}
         for path, p in zip(paths, perfect.tolist(), strict=True)
     ]
     return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}
@@ -102,8 +102,8 @@ def main() -> None:
     if state.is_main_process:
         trie.write_run(out / "run.json", args, data=digest(args.data))
 
-    # Everything random is drawn before the first step, each prompt from a stream of its own: the order of work, the
-    # batch size and the number of processes then change nothing but the rounding of sums.
+    # All answers are drawn before the first step, each prompt's from a stream of its own, whatever the order of work.
+    # Only dropout's masks depend on how rows are laid out: on --accumulate, and on the number of processes.
     data = []
     for row in tqdm(rows, "prepare", leave=False, disable=not state.is_main_process):
         data.append(prepare(tokenizer, end, row, args.epochs * args.draws, prompt_rng(args.seed, row["id"])))

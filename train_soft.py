@@ -6,7 +6,7 @@
 For each prompt a canonical output is drawn from its target. At every prefix of that output's token path the target over
 next tokens is known exactly (trie.py), and the loss is KL(target || model) there.
 
-Recipe (that of arXiv 2605.11845, and the defaults): 32 prompts x 3 epochs = 189 steps, one path of 1001 bins for each
+Recipe (that of arXiv 2605.11845, and the defaults): batches of 32 prompts, 3 epochs: 189 steps, one path of 1001 bins a
 prompt, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight decay .01, 3 % warm-up, cosine decay.
 
 Differences from the paper's published code:
@@ -109,8 +109,8 @@ def main() -> None:
     if state.is_main_process:
         trie.write_run(out / "run.json", args, data=digest(args.data))
 
-    # Everything random is drawn before the first step, each prompt from a stream of its own: the order of work, the
-    # batch size and the number of processes then change nothing but the rounding of sums.
+    # All answers are drawn before the first step, each prompt's from a stream of its own, whatever the order of work.
+    # Only dropout's masks depend on how rows are laid out: on --accumulate, and on the number of processes.
     data = []
     for row in tqdm(rows, "prepare", leave=False, disable=not state.is_main_process):
         data.append(prepare(tokenizer, end, row, args.epochs * args.draws, prompt_rng(args.seed, row["id"])))

@@ -259,14 +259,14 @@ def test_tables_go_between_the_markers_and_nowhere_else(rows, tmp_path):
     text = "first\n<!-- headline -->\nold\n<!-- /headline -->\nmiddle\n<!-- results -->\n<!-- /results -->\nlast\n"
     page.write_text(text)
     for _ in range(2):  # a second time changes nothing
-        call(readme, page, "--scores", tmp_path / "scores.jsonl")
+        call(readme, page, "--results", tmp_path)
         before, short, middle, long, after = (part for part in split(page.read_text()))
         assert (before, middle, after) == ("first\n", "\nmiddle\n", "\nlast\n")
         assert short.split("\n") == readme.headline(scores) and "old" not in page.read_text()
         assert long == "\n".join(metrics.tables(scores)).strip()
 
     page.write_text("only\n<!-- results -->\n<!-- /results -->")
-    call(readme, page, "--scores", tmp_path / "scores.jsonl")
+    call(readme, page, "--results", tmp_path)
     assert page.read_text() == f"only\n<!-- results -->\n{long}\n<!-- /results -->"
 
 
@@ -283,7 +283,7 @@ def test_a_page_without_its_markers_is_refused_and_kept(text, tmp_path):
     row = {"model": "m", "method": "base", "axis": "numbers", "split": "ood", "metric": "excess_kl"}
     write_text(tmp_path / "scores.jsonl", to_jsonl([row | {"value": 1.0, "low": None, "high": None, "n": 1}]))
     (tmp_path / "page.md").write_text(text)
-    assert "lacks marker lines" in complaint(readme, tmp_path / "page.md", "--scores", tmp_path / "scores.jsonl")
+    assert "lacks marker lines" in complaint(readme, tmp_path / "page.md", "--results", tmp_path)
     assert (tmp_path / "page.md").read_text() == text
 
 

@@ -6,9 +6,11 @@
 <!-- headline --> … <!-- /headline -->   one short table: base, soft, hard and a perfect sampler of each model
 <!-- results --> … <!-- /results -->     all tables of metrics.py, with intervals
 <!-- costs --> … <!-- /costs -->         what each training cost, with which options and on which hardware
+<!-- perplexity --> … <!-- /perplexity --> of the texts of retention.py --texts
+<!-- exercises --> … <!-- /exercises -->  the forks of tests/solutions, from --exercises FILE
 
-Reads the scores.jsonl of each folder, and the run.json and log.jsonl of its methods. Of the markers, a file may have
-some.
+Reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its perplexity.jsonl where there is
+one. Of the markers, a file may have some.
 What this file does not do: compute a score, or change anything outside the markers.
 """
 
@@ -71,6 +73,29 @@ def costs(folders: list[Path]) -> list[str]:
     return lines
 
 
+def perplexity(folders: list[Path]) -> list[str]:
+    """A table of texts x methods: token perplexity."""
+    files = [folder / "perplexity.jsonl" for folder in folders if (folder / "perplexity.jsonl").exists()]
+    rows = [row for row in read_rows(files) if "perplexity" in row["metric"]]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [["text", "tokens", *methods]]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = {row["method"]: row for row in rows if row["task"] == task}
+        lines.append([task, str(own["base"]["n"]), *(f"{own[method]['value']:.2f}" for method in methods)])
+    return metrics.markdown(zip(*lines, strict=True))
+
+
+def exercises(scores: list[dict]) -> list[str]:
+    """A table of methods: excess KL, norm. W1 and valid, each for unseen parameters and held-out families."""
+    cells = {(row["method"], row["split"], row["metric"]): row for row in scores}
+    names = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
+    lines = [["method", *(f"{name} (unseen, held-out)" for name in names.values())]]
+    for method in dict.fromkeys(row["method"] for row in scores):
+        pairs = [[short(cells.get((method, split, name))) for split in ("unseen", "ood")] for name in names]
+        lines.append([method, *map(", ".join, pairs)])
+    return metrics.markdown(zip(*lines, strict=True))
+
+
 def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
     """Put lines between a file's marker lines. Raises InputError if it has none of these, or half of a pair."""
     text = path.read_text(encoding="utf-8")
@@ -91,11 +116,17 @@ def main() -> None:
     parser.add_argument(
         "--results", nargs="+", required=True, metavar="DIR", help="has scores.jsonl and METHOD/log.jsonl"
     )
+    parser.add_argument("--exercises", metavar="FILE", help="scores of the exercises' forks")
     args = parser.parse_args()
     folders = [Path(folder) for folder in args.results]
     keys = ("model", "method", "axis", "split", "metric", "value", "n")
     scores = read_rows([folder / "scores.jsonl" for folder in folders], keys)
-    rewrite(Path(args.file), {"headline": headline(scores), "costs": costs(folders), "results": metrics.tables(scores)})
+    blocks = {"headline": headline(scores), "costs": costs(folders), "results": metrics.tables(scores)}
+    if any((folder / "perplexity.jsonl").exists() for folder in folders):
+        blocks["perplexity"] = perplexity(folders)
+    if args.exercises:
+        blocks["exercises"] = exercises(read_rows([args.exercises], keys))
+    rewrite(Path(args.file), blocks)
 
 
 if __name__ == "__main__":
