@@ -61,10 +61,10 @@ def utility(generation_scores: list[float], patience: float = 0.8) -> float:
 
 def load_judge(name: str, labels: int, dtype: torch.dtype) -> tuple:
     """A sequence classifier, over all GPUs where there are any, and its tokenizer. Raises InputError."""
-    options = {"dtype": dtype, "device_map": "auto" if torch.cuda.is_available() else None, "output_loading_info": True}
+    options = {"dtype": dtype, "device_map": "auto" if torch.cuda.is_available() else None}
     try:
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS.get(name, name))
-        model, info = AutoModelForSequenceClassification.from_pretrained(name, **options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"cannot load the judge {name!r}: {error}") from None
     if info["missing_keys"] or model.config.num_labels != labels:  # subtle: missing ones were made up at random
@@ -138,7 +138,7 @@ def draw(args) -> None:
 
             asked = [dict(row, split=split) for split in args.split for row in load_dataset(PROMPTS, split=split)]
     except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"cannot load the data set {PROMPTS}: {error}; or give yours by --prompts FILE") from None
+        raise InputError(f"cannot load the data set {PROMPTS}: {error}; give yours by --prompts FILE") from None
 
     model, tokenizer, end = trie.load(args.model, args.adapter)
     source = {"model": args.model, "method": adapter.name if adapter else "base", "axis": args.axis}
