@@ -19,8 +19,8 @@ override MODEL := $(or $(subst $(CURDIR)/,,$(realpath $(MODEL))),$(MODEL))
 ifneq ($(firstword $(MODEL_IS)),$(MODEL))
   export MODEL_IS := $(MODEL) $(if $(wildcard $(MODEL)/*.safetensors),$(shell cat $(MODEL)/*.safetensors | sha256sum))
 endif
-override RUN := $(or $(RUN),runs/$(notdir $(MODEL)))
-override DATA := $(or $(DATA),runs/data)
+override RUN := $(patsubst %/,%,$(or $(RUN),runs/$(notdir $(MODEL))))
+override DATA := $(patsubst %/,%,$(or $(DATA),runs/data))
 PY := $(or $(PYTHON),.venv/bin/python)
 VENV := $(if $(PYTHON),,.venv/installed)
 EXTRAS := $(if $(PYTHON),,.venv/extras)
@@ -46,12 +46,10 @@ NOVELTY := $(patsubst %,$(RUN)/%/novelty.jsonl,base $(TRAINED))
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
 .PHONY: help reproduce sweep figures novelty retention bench smollm2 test FORCE
-.SECONDARY:
-
+.PRECIOUS: $(RUN)/%.jsonl $(RUN)/%/adapter_config.json $(DATA)/train.jsonl
 help: ## this list
 	@awk -F'## ' '/^[a-z0-9]+:.*## /{sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' Makefile
 	@awk -F'## ' '/^[A-Z]+ *\?=.*## /{split($$1, v, " *[?]= *"); printf "  %-8s %s (default: %s)\n", v[1], $$2, v[2]}' Makefile
-
 reproduce: ## data, training, draws, tables: the embedded model, or MODEL=Qwen/Qwen3-0.6B
 	@$(MAKE) -s $(DATA)/train.jsonl && $(MAKE) -s CHECK=1 $(ROWS)
 	@$(MAKE) -s -j$(JOBS) $(ROWS)
@@ -86,12 +84,13 @@ STAGE = @set -e; asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate)[ =]+[0-9
 	    sample.py|distributions.py|tests/*.py) continue;; esac; \
 	    [ ! -f $$word/adapter_model.safetensors ] || word=$$word/adapter_model.safetensors; \
 	    [ ! -f $$word ] || sha256sum $$word; done); \
-	  if [ ! -e $@ ]; then [ "$$CHECK" ] || { mkdir -p $(@D); echo "$$asked" > $@.asked; eval "$(LAUNCH) $$ASK --out $(OUT)"; }; \
-	  elif [ ! -e $@.asked ]; then echo "$@: no $@.asked says how it was made; remove $(OUT) to make it anew" >&2; exit 1; \
+	  if [ ! -e $@ ]; then [ "$$CHECK" ] || { mkdir -p $(@D); exec 9>>$@.asked; ! command -v flock >/dev/null || flock -n 9 || \
+	      { echo "$@: another make is making it" >&2; exit 1; }; echo "$$asked" > $@.asked; eval "$(LAUNCH) $$ASK --out $(OUT)"; }; \
+	  elif [ ! -e $@.asked ]; then [ $@ = $(DATA)/train.jsonl ] || { echo "$@: no $@.asked says how it was made; remove $(OUT)" \
+	    "to make it anew" >&2; exit 1; }; \
 	  elif [ "$$asked" != "$$(cat $@.asked)" ]; then differs=$$(echo "$$asked" | diff $@.asked - | \
 	    sed -n 's/^< /made with: /p; s/^> /asked now: /p' | tr '\n' ';'); \
 	    echo "$@: $$differs remove $(OUT) to make it anew" >&2; exit 1; fi
-
 $(DATA)/train.jsonl: export ASK = distributions.py $(FLAGS_data)
 $(DATA)/train.jsonl: MODEL_IS =
 $(DATA)/train.jsonl: FORCE | $(VENV)

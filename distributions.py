@@ -259,7 +259,7 @@ def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Calla
                 if not isinstance(row, dict) or not set(keys) <= set(row):
                     raise InputError(f"needs an object with the keys {', '.join(keys)}")
                 called = name(row) if name else where
-            except ValueError as error:  # an InputError, or what is not UTF-8 or not JSON
+            except (ValueError, KeyError, TypeError) as error:  # an InputError, or what is not UTF-8, JSON or a row
                 raise InputError(f"{where}: {error}") from None
             if called in seen:
                 raise InputError(f"{where}: {called} was already at {seen[called]}; it may occur only once")
@@ -276,10 +276,10 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
             raise InputError(f"{', '.join(keys)} must be texts")
         if "outputs" not in row:
             lattice({"family": None, "params": None} | row)
-        elif not 2 <= len(set(row["outputs"])) == len(row["outputs"]) == len(row["probs"]):
+        elif not 2 <= len({text.strip() for text in row["outputs"]} - {""}) == len(row["outputs"]) == len(row["probs"]):
             raise InputError("outputs must be two or more different texts, and probs one number for each")
-        elif min(row["probs"]) < 0 or abs(sum(row["probs"]) - 1) > 1e-8:
-            raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):g}")
+        elif not (min(row["probs"]) >= 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
+            raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):.9g}")
         return f"id {row['id']!r}"
 
     rows = read_rows(paths, keys := ("id", "split", "prompt"), name)

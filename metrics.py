@@ -317,12 +317,13 @@ def check_same_prompts(rows: list[dict]) -> None:
     """Raises InputError if two methods of a model and axis were not asked the same prompts."""
     asked = {}
     for row in rows:
-        asked.setdefault((row["model"], row["axis"]), {}).setdefault(row["method"], set()).add(row["id"])
+        question = str([row.get(key) for key in ("id", "prompt", "params", "decimals", "outputs", "probs")])
+        asked.setdefault((row["model"], row["axis"]), {}).setdefault(row["method"], set()).add(question)
     for (model, axis), methods in asked.items():
         (first, ids), *others = methods.items()
         for other, theirs in others:
             if odd := sorted(ids ^ theirs):
-                raise dist.InputError(f"{model}, {axis}: only one of {first} and {other} has {odd[0]}; make both anew")
+                raise dist.InputError(f"{model}, {axis}: only one of {first} and {other} has {odd[0][:99]}; redo one")
 
 
 def main() -> None:

@@ -120,8 +120,8 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
             raise dist.InputError(f"{path}: {error}") from None
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in listed]
     rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]
-    if not all(isinstance(row["id"], str) and isinstance(row.get("prompt"), str) for row in rows):
-        raise dist.InputError(f"{', '.join(paths)}: every prompt, and every id, must be a text")
+    if not rows or not all(isinstance(row["id"], str) and isinstance(row.get("prompt"), str) for row in rows):
+        raise dist.InputError(f"{', '.join(paths)}: there must be prompts, each, and each id, a text")
     if len({row["id"] for row in rows}) < len(rows):
         raise dist.InputError(f"{', '.join(paths)}: two prompts have the same id")
     return rows
