@@ -11,7 +11,7 @@ $(foreach v,MODEL METHODS AXES N,$(if $(strip $(value $v)),,$(error $v is empty)
   $v),$(PLAIN)),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
 $(if $(word 2,$(MODEL)),$(error MODEL=$(MODEL): one model, without spaces; make sweep takes several))
 $(foreach m,$(METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),$(error a method cannot be called $m)))
-$(foreach m,$(filter-out ssot,$(METHODS)),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error no train_$m.py)))
+$(foreach m,$(filter-out ssot,$(METHODS)),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error there is no train_$m.py)))
 $(foreach v,METHODS AXES,$(if $(filter $(words $($v)),$(words $(sort $($v)))),,$(error $v=$($v): one of them is there twice)))
 $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is not one of numbers open mcq))
 # ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its weights.

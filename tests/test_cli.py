@@ -321,7 +321,7 @@ def test_scores_replace_nothing_but_scores(prompts, tmp_path):
     notes = tmp_path / "README.md"
     notes.write_text("# Notes\n")
     for out in (rows, prompts[0]):
-        assert f"{out} is no file of scores" in complaint(metrics, rows, "--out", out)
+        assert f"{out} is there, and metrics.py did not write it" in complaint(metrics, rows, "--out", out)
     assert str(notes) in complaint(metrics, rows, "--out", notes) and notes.read_text() == "# Notes\n"
     assert read_rows([rows]) == before and len(read_rows(prompts)) == 4
     for _ in range(2):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, call, complaint, script
+from transformers import Qwen3Config
 
 sys.path.insert(0, str(ROOT / "tests" / "extras"))
 
@@ -314,6 +315,20 @@ def test_the_headline_has_four_rows_for_each_model():
 
 def test_the_readme_s_memory_table_is_the_computed_one():
     assert shapes.memory("qwen3-0.6b")["weights"] == pytest.approx(2 * 0.596, rel=0.01)  # 596 M parameters, by its card
+
+
+@pytest.fixture
+def small(loaded):
+    """A random model of a toy shape, with LoRA, and what speed.py asks it."""
+    config = Qwen3Config(
+        vocab_size=1536, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = trie.add_lora(speed.random_model(config, loaded[1], loaded[2]), seed=0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
 
 
 def test_every_stage_of_a_shape_can_be_measured(small, loaded, capsys):
