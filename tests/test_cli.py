@@ -211,9 +211,10 @@ def without_time(rows: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("kind", ["ssot", "open"])
 def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
     """No row is lost or repeated, and whatever the batch size; with other options it is refused, and kept."""
+    (tmp_path / "asked.json").write_text(json.dumps([f"Name a random {x}." for x in ("city", "bird", "tree", "fish")]))
     flags = {
         "ssot": ["numbers", "--prompts", *prompts, "--n", 6, "--protocol", "ssot", "--max-tokens", 60],
-        "open": ["open", "--n", 4],
+        "open": ["open", "--prompts", tmp_path / "asked.json", "--n", 60],
     }[kind]
     whole = without_time(sample(tmp_path / "whole.jsonl", *flags))
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"

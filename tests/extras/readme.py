@@ -8,6 +8,7 @@
 <!-- costs --> … <!-- /costs -->         what each training cost, with which options and on which hardware
 <!-- perplexity --> … <!-- /perplexity --> of the texts of retention.py --texts
 <!-- exercises --> … <!-- /exercises -->  the forks of tests/solutions, from --exercises FILE
+<!-- decimals --> … <!-- /decimals -->    the same of decimals.jsonl, scores of other decimals and bins
 
 Reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its perplexity.jsonl where there is
 one. Of the markers, a file may have some.
@@ -126,6 +127,8 @@ def main() -> None:
         blocks["perplexity"] = perplexity(folders)
     if args.exercises:
         blocks["exercises"] = exercises(read_rows([args.exercises], keys))
+    for ablation in (folder / "decimals.jsonl" for folder in folders if (folder / "decimals.jsonl").exists()):
+        blocks["decimals"] = exercises(read_rows([ablation], keys))
     rewrite(Path(args.file), blocks)
 
 
