@@ -120,7 +120,7 @@ def test_digit_merges_differ_between_styles(tokenizers):
 @pytest.mark.parametrize(
     "template, message",
     [
-        (None, "cannot render a user.s prompt: .* chat_template is not set"),
+        (None, "cannot render a user.s prompt: .*chat_template is not set"),
         ("{{ raise_exception('users may not speak') }}", "users may not speak"),
         ("{{ oops", "cannot render"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "does not close an answer"),
