@@ -220,7 +220,10 @@ def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     flags += ["--rows", 4]
     process = subprocess.Popen(
-        command("sample.py", *flags, "--model", TINY, "--out", out), env=ENV, stderr=subprocess.PIPE
+        command("sample.py", *flags, "--model", TINY, "--out", out),
+        env=ENV,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.01)
