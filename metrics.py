@@ -135,10 +135,8 @@ def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) 
 def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
     texts, probs, _ = dist.canonical_outputs(row)
     if listed := "outputs" in row:  # without order: a value is a place in the list, the gap is the total variation
-        values, support = (
-            [texts.index(text) for text in map(str.strip, answers) if text in texts],
-            np.arange(len(texts)),
-        )
+        places, support = {text: i for i, text in enumerate(texts)}, np.arange(len(texts))
+        values = [places[text] for text in map(str.strip, answers) if text in places]
     else:
         discrete, (low, high) = dist.is_discrete(row), dist.distribution(row).support()
         values = [value for answer in answers if (value := parse_number(answer, low, high, discrete)) is not None]

@@ -234,6 +234,9 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
         dist.digest(Path(__file__).with_name(name)) for name in ("sample.py", "trie.py", "distributions.py")
     ]
     partials = lambda: sorted(out.parent.glob(f"{glob.escape(out.name)}.partial*"))
+    kept = lambda: {
+        row["id"]: row for path in partials() if path.stat().st_size for row in dist.read_rows([path], ("id",))
+    }
 
     if state.is_main_process and partials():
         before = json.loads(record.read_text()) if record.exists() else {}
@@ -249,8 +252,7 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
         trie.write_run(record, args, **made)
     state.wait_for_everyone()
 
-    done = [row for path in partials() if path.stat().st_size for row in dist.read_rows([path], ("id",))]
-    finished = {row["id"] for row in done}
+    finished = kept()
     todo = [row for row in asked if row["id"] not in finished][state.process_index :: state.num_processes]
     state.wait_for_everyone()
     share = out.with_name(f"{out.name}.partial" + (f".{state.process_index}" if state.process_index else ""))
@@ -262,7 +264,7 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     state.wait_for_everyone()
 
     if state.is_main_process:
-        rows = {row["id"]: row for path in partials() if path.stat().st_size for row in dist.read_rows([path])}
+        rows = kept()
         dist.write_text(out, dist.to_jsonl(rows[row["id"]] for row in asked))
         for partial in partials():
             partial.unlink()
