@@ -30,6 +30,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from scipy.special import xlogy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
+from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
 from distributions import InputError, digest, write_text
@@ -254,6 +255,22 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
     return float(np.sum((xlogy(probs, probs) - xlogy(probs, perfect)) / lengths))
 
 
+class RoomyLayer(DynamicLayer):
+    """A KV cache's layer with room for more tokens behind its own: DynamicLayer copies all of them for every new one."""
+
+    def update(self, keys, values, *args, **kwargs):
+        for name, new in (("keys", keys), ("values", values)):
+            old, room = getattr(self, name), vars(self).get(f"{name}_room")
+            length = old.shape[2] + new.shape[2]
+            if room is None or room.shape[2] < length:
+                room = new.new_empty(*new.shape[:2], length + 32, new.shape[3])
+                room[:, :, : old.shape[2]] = old
+            room[:, :, old.shape[2] : length] = new
+            setattr(self, f"{name}_room", room)
+            setattr(self, name, room[:, :, :length])
+        return self.keys, self.values
+
+
 class Prefix(NamedTuple):
     """R rows that a model has read: KV cache, attention mask (R, P), and logits (R, V) of the next token."""
 
@@ -261,12 +278,15 @@ class Prefix(NamedTuple):
     mask: torch.Tensor
     logits: torch.Tensor
 
-    def fork(self, rows: torch.Tensor) -> "Prefix":
-        """A Prefix whose row i is this one's row rows[i]. This one stays as it is; gradients flow to it."""
+    def fork(self, rows: torch.Tensor, roomy: bool = False) -> "Prefix":
+        """A Prefix whose row i is this one's row rows[i]. This one stays as it is; gradients flow to it. roomy: it will
+        grow token by token, without gradients."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:  # what cache.batch_select_indices does, with a faster way of indexing
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+            if roomy and type(layer) in (DynamicLayer, RoomyLayer):  # not one whose window slides
+                layer.__class__, layer.keys_room, layer.values_room = RoomyLayer, None, None
         return Prefix(cache, self.mask[rows], self.logits[rows])
 
 
@@ -339,12 +359,15 @@ def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, 
             if not len(draws) or t + 1 == numbers.shape[1]:
                 break
 
-            # The distinct (row, token) pairs are the next rows; the cache is copied where they are not today's.
+            # The distinct (row, token) pairs are the next rows. The cache is copied where a row has two children, or
+            # where a quarter of the rows have none; until then these few read on, and nobody draws from them.
             vocabulary = state.logits.shape[1]
-            pairs, owner = torch.unique(owner * vocabulary + token, return_inverse=True)
-            parents = pairs // vocabulary
-            if state is start or not torch.equal(parents, torch.arange(len(state.mask), device=parents.device)):
-                state = state.fork(parents)
-            state, _ = extend(model, state, (pairs % vocabulary)[:, None])
+            pairs, child = torch.unique(owner * vocabulary + token, return_inverse=True)
+            parents, tokens_read = pairs // vocabulary, pairs % vocabulary
+            if state is start or len(parents) < 0.75 * len(state.mask) or len(parents.unique()) < len(parents):
+                state, owner = state.fork(parents, roomy=True), child
+            else:
+                tokens_read = torch.zeros_like(state.mask[:, 0]).index_copy(0, parents, tokens_read)
+            state, _ = extend(model, state, tokens_read[:, None])
         paths += [path[:n] for path, n in zip(tokens.tolist(), (tokens != PAD).sum(1).tolist(), strict=True)]
     return paths
