@@ -1,17 +1,21 @@
 # The pipeline. What is missing is made; what is there stays; what was made otherwise than is asked now is refused.
 MODEL   ?= tests/tiny## hub id or folder of a chat model
-METHODS ?= soft hard## method x or x-y is train_x.py with FLAGS and FLAGS_x-y; ssot is the base model under a system prompt
+METHODS ?= soft hard## x or x-y is train_x.py with FLAGS and FLAGS_x-y; ssot, batch, verbalized are system prompts for the base
+SEEDS   ?= 0## of training and drawing; with "0 1" there are soft and soft-s1, and tables show mean ± standard deviation
 AXES    ?= numbers open mcq## what is measured
 N       ?= 1000## draws per number prompt
 # Only plain words may reach a shell: what is left of a text without these characters must be nothing.
 PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
   0 1 2 3 4 5 6 7 8 9 . _ / -
 rest = $(if $(2),$(call rest,$(subst $(firstword $(2)),,$(1)),$(wordlist 2,99,$(2))),$(strip $(1)))
-$(foreach v,MODEL METHODS AXES N,$(if $(strip $(value $v)),,$(error $v is empty))$(if $(call rest,$(value \
+$(foreach v,MODEL METHODS SEEDS AXES N,$(if $(strip $(value $v)),,$(error $v is empty))$(if $(call rest,$(value \
   $v),$(PLAIN)),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
 $(if $(word 2,$(MODEL)),$(error MODEL=$(MODEL): one model, without spaces; make sweep takes several))
+RIVALS := ssot batch verbalized
+override METHODS := $(foreach m,$(METHODS),$(if $(filter $m,$(RIVALS)),$m,$(foreach s,$(SEEDS),$m$(if $(filter-out 0,$s),-s$s))))
+TRAINED := $(filter-out $(RIVALS),$(METHODS))
 $(foreach m,$(METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),$(error a method cannot be called $m)))
-$(foreach m,$(filter-out ssot,$(METHODS)),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error there is no train_$m.py)))
+$(foreach m,$(TRAINED),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error there is no train_$m.py)))
 $(foreach v,METHODS AXES,$(if $(filter $(words $($v)),$(words $(sort $($v)))),,$(error $v=$($v): one of them is there twice)))
 $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is not one of numbers open mcq))
 # ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its weights.
@@ -31,8 +35,10 @@ ifeq ($(MODEL),tests/tiny)
   FLAGS_soft ?= --draws 8 --branches 8
   FLAGS_hard ?= --branches 16
   FLAGS_ssot ?= --max-tokens 160 --n 50
+  FLAGS_batch ?= --max-tokens 200
   FLAGS_retention ?= --texts LICENSE
 endif
+FLAGS_published ?= --n $(if $(wildcard /dev/nvidia0),1000,200)
 FLAGS_hard-matched ?= --branches 16 --epochs 3## as many steps of as many prompts as soft has
 JOBS ?= $(if $(wildcard /dev/nvidia0),1,2)
 export OMP_NUM_THREADS ?= 1## glibc, below, must not give every large tensor back to the system, page by page
@@ -40,12 +46,12 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export TOKENIZERS_PARALLELISM ?= false
 export TQDM_MININTERVAL ?= 5
-TRAINED := $(filter-out ssot,$(METHODS))
-ROWS := $(filter-out %/ssot/mcq.jsonl,$(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl)))
+ROWS := $(filter-out $(RIVALS:%=$(RUN)/%/mcq.jsonl),$(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl)))
 NOVELTY := $(patsubst %,$(RUN)/%/novelty.jsonl,base $(TRAINED))
+PUBLISHED := $(NOVELTY:%/novelty.jsonl=%/published.jsonl)
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
-.PHONY: help reproduce sweep figures novelty retention bench smollm2 test FORCE
+.PHONY: help reproduce sweep figures compare novelty retention bench smollm2 test FORCE
 .PRECIOUS: $(RUN)/%.jsonl $(RUN)/%/adapter_config.json $(DATA)/train.jsonl
 help: ## this list
 	@awk -F'## ' '/^[a-z0-9]+:.*## /{sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -61,6 +67,8 @@ sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d", in one table; on
 	  [ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (each said why, above)"; exit 1; }
 figures: $(ROWS) | $(EXTRAS) ## pictures of a model's rows
 	$(PY) tests/extras/figures.py $(ROWS) --out $(RUN)/figures
+compare: $(PUBLISHED) | $(EXTRAS) ## beside eleven large models on fifteen distributions, as published
+	$(PY) tests/extras/published.py compare $(PUBLISHED) --out $(RUN)
 novelty: $(NOVELTY) | $(EXTRAS) ## NoveltyBench, judged (FLAGS_novelty="--split curated wildchat", JUDGES="--reward Y")
 	$(PY) tests/extras/novelty.py judge $(NOVELTY) $(JUDGES) --out $(RUN)/novelty.jsonl
 retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(EXTRAS) ## tinyBenchmarks, IFEval and PALOMA, or --texts of yours
@@ -95,15 +103,22 @@ $(DATA)/train.jsonl: export ASK = distributions.py $(FLAGS_data)
 $(DATA)/train.jsonl: MODEL_IS =
 $(DATA)/train.jsonl: FORCE | $(VENV)
 	$(STAGE)
+$(DATA)/published.jsonl: | $(VENV)
+	@$(PY) tests/extras/published.py prompts --out $@
 .SECONDEXPANSION:
-needs = $(if $(filter base ssot,$(*D)),,$(RUN)/$(*D)/adapter_config.json)
+# soft-s1 has the flags of soft, and a seed.
+plain = $(or $(strip $(foreach s,$(SEEDS),$(patsubst %-s$s,%,$(filter %-s$s,$1)))),$1)
+seeded = $(foreach s,$(SEEDS),$(if $(filter %-s$s,$1),--seed $s))
+needs = $(if $(filter base $(RIVALS),$(*D)),,$(RUN)/$(*D)/adapter_config.json) $(if $(filter published,$(*F)),$(DATA)/$(*F).jsonl)
 $(RUN)/%/adapter_config.json: export ASK = train_$(firstword $(subst -, ,$*)).py --model $(MODEL) \
-  --data $(DATA)/train.jsonl $(FLAGS) $(FLAGS_$*)
+  --data $(DATA)/train.jsonl $(FLAGS) $(FLAGS_$(call plain,$*)) $(call seeded,$*)
 $(RUN)/%/adapter_config.json: $(DATA)/train.jsonl FORCE | $(VENV)
 	$(STAGE)
-$(RUN)/%.jsonl: export ASK = $(if $(filter novelty,$(*F)),tests/extras/novelty.py draw,sample.py $(*F)) --model $(MODEL) \
-  $(if $(filter base ssot,$(*D)),,--adapter $(RUN)/$(*D)) $(if $(filter ssot,$(*D)),--protocol $(*D)) \
-  $(if $(filter numbers,$(*F)),--prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)) $(FLAGS_$(*F)) \
-  $(if $(filter ssot,$(*D)),$(FLAGS_ssot))
+what = $(or $(if $(filter novelty,$(*F)),tests/extras/novelty.py draw),$(if $(filter published,$(*F)),sample.py numbers),sample.py $(*F))
+$(RUN)/%.jsonl: export ASK = $(what) --model $(MODEL) \
+  $(if $(filter base $(RIVALS),$(*D)),,--adapter $(RUN)/$(*D)) $(if $(filter $(RIVALS),$(*D)),--protocol $(*D)) \
+  $(if $(filter numbers,$(*F)),--prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl --n $(N)) \
+  $(if $(filter published,$(*F)),--prompts $(DATA)/published.jsonl) $(FLAGS_$(*F)) $(call seeded,$(*D)) \
+  $(if $(filter $(RIVALS),$(*D)),$(FLAGS_$(*D)))
 $(RUN)/%.jsonl: $$(needs) $(DATA)/train.jsonl FORCE | $(VENV)
 	$(STAGE)

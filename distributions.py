@@ -276,8 +276,15 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
             raise InputError(f"{', '.join(keys)} must be texts")
         if "outputs" not in row:
             lattice({"family": None, "params": None} | row)
-        elif not 2 <= len({text.strip() for text in row["outputs"]} - {""}) == len(row["outputs"]) == len(row["probs"]):
-            raise InputError("outputs must be two or more different texts, and probs one number for each")
+        elif (
+            not 2
+            <= len({t for t in row["outputs"] if t and t == t.strip()})
+            == len(row["outputs"])
+            == len(row["probs"])
+        ):
+            raise InputError(
+                "outputs must be two or more different texts without outer spaces, and probs a number each"
+            )
         elif not (min(row["probs"]) >= 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
             raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):.9g}")
         return f"id {row['id']!r}"
@@ -300,6 +307,14 @@ def to_jsonl(rows: Iterable[dict]) -> str:
 
 def digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def refuse(out: Path, finished: Path | None = None) -> None:
+    """Raises InputError if what a stage would make is there already, or if its name means something else."""
+    if finished and finished.exists():
+        raise InputError(f"{finished} is there already; remove {out} to make it anew, or choose another --out")
+    if out.name in ("base", "ssot", "batch", "verbalized", "figures") or out.name[:6] == "target":
+        raise InputError(f"a method cannot be called {out.name!r}; choose another name")
 
 
 class Parser(argparse.ArgumentParser):

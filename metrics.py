@@ -3,15 +3,16 @@
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --report report.md
 
 Reads rows of sample.py; writes a row {model, method, axis, split, metric, value, low, high, n} for each metric, and
-prints tables. Over number prompts the value is the mean within a family and the median over families (of rates the
-mean), over open prompts the mean (of the support the median), of `mcq` over all draws. low and high: a 95 % bootstrap
-interval over families, prompts or draws. An infinite value is null, and ∞ in the tables. Rows of the method "target"
-are the same scores of as many draws from the true distribution: what sampling noise alone leaves.
+prints tables. Of number prompts the value is the mean within a family and the median over families (of rates the mean),
+of open prompts the mean (of the support the median), of `mcq` over all draws; low and high a 95 % bootstrap interval
+over families, prompts or draws. Infinity is null, and ∞ in the tables. The method "target" is as many draws from the
+true distribution: what sampling noise leaves. Tables have the mean ± standard deviation of the seeds (soft, soft-s1).
 
 Choices: W1 is divided by what always answering the median scores; nothing valid is an infinite W1, and counts.
 What this file does not do: run a model, or know how rows were made.
 """
 
+import random
 import re
 import unicodedata
 from collections import Counter
@@ -53,6 +54,32 @@ def tagged_answer(text: str) -> str:
     return contents.pop() if len(contents) == 1 and tags == [len(found), len(found), 0, 0] else ""
 
 
+def listed_answers(text: str) -> list[tuple[str, float]]:
+    """The answers that a reply lists, one a line or between commas, each with its stated probability (0 if none is).
+
+    >>> listed_answers("1. heads | 0.25\\n2. tails | 75 %")
+    [('heads', 0.25), ('tails', 0.75)]
+    """
+    text = without_thoughts(text).strip()
+    lines = re.split("\n+" if "\n" in text else "[,;]", text)
+    pattern = re.compile(r"\s*(?:(?:[0-9]+[.)]|[-*•])\s)?\s*([^|]*[^|\s])\s*(?:\|\s*([0-9]*\.?[0-9]+)\s*(%?)\s*)?")
+    found = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
+    return [(answer, float(p or 0) / (100 if percent else 1)) for answer, p, percent in found]
+
+
+def answers_of(row: dict) -> list[str]:
+    """A row's answers: its draws or, where a protocol asked for them, what the draws hold."""
+    draws = row["draws"]
+    if row.get("protocol") == "ssot":
+        return [tagged_answer(draw) for draw in draws]
+    if row.get("protocol") == "batch":  # twenty, or what is missing is not valid
+        return [answer for draw in draws for answer, _ in [*listed_answers(draw), *[("", 0)] * 20][:20]]
+    if row.get("protocol") == "verbalized":  # one, by the stated probabilities; none if nothing has any
+        chooser = random.Random(row["id"])
+        return [chooser.choices(*zip(*listed_answers(draw), ("", 1e-99), strict=True))[0] for draw in draws]
+    return draws
+
+
 def parse_number(text: str, low: float, high: float, discrete: bool) -> float | None:
     """The value of a valid answer: one decimal number, finite, inside the support low..high, whole if discrete.
 
@@ -86,11 +113,9 @@ def parse_answer(text: str) -> str | None:
 
 
 def parse_question(text: str) -> int | None:
-    """The place (0 to 3) of the right answer in a generated multiple-choice question that is in form, else None.
-
-    In form: sample.MCQ's fields, each once, in order, at the start of a line, with nothing before the first and text in
-    each. Bold and heading marks, "A)" for "A.", several lines, a letter followed by its own option do not hurt.
-    """
+    """The place (0 to 3) of the right answer in a generated question, or None if that is not in form: sample.MCQ's
+    fields, each once, in order, at the start of a line, with text in each and none before. Marks of bold and headings,
+    "A)" for "A.", several lines, a letter followed by its own option do not hurt."""
     text = re.sub(r"\*\*|__|^[ #]+", "", without_thoughts(text), flags=re.MULTILINE)
     text, *explanations = re.split(r"^explanation:", text, flags=re.MULTILINE | re.IGNORECASE)
     before, *fields = LABEL.split(text)
@@ -134,20 +159,21 @@ def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) 
 
 def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
     texts, probs, _ = dist.canonical_outputs(row)
-    if listed := "outputs" in row:  # without order: a value is a place in the list, the gap is the total variation
-        places, support = {text: i for i, text in enumerate(texts)}, np.arange(len(texts))
-        values = [places[text] for text in map(str.strip, answers) if text in places]
+    if listed := "outputs" in row:  # a list has no order: a value is a place in it
+        values = [texts.index(text) for text in map(str.strip, answers) if text in texts]
+        support = np.arange(len(texts))
     else:
         discrete, (low, high) = dist.is_discrete(row), dist.distribution(row).support()
         values = [value for answer in answers if (value := parse_number(answer, low, high, discrete)) is not None]
         support = np.array(texts, float)
-    values = np.array(values)
-    scores = {"valid_rate": len(values) / len(answers), "cdf_gap": 1.0, "gof_pass_rate": 0.0}
-    scores |= {} if listed else {"normalized_w1": normalized_w1(values, support, probs) if len(values) else np.inf}
-    if len(values):
-        shares = np.bincount(values, minlength=len(probs)) / len(values) if listed else None
-        scores["cdf_gap"] = np.abs(shares - probs).sum() / 2 if listed else cdf_gap(values, support, probs)
-        scores["gof_pass_rate"] = float(fits(values, row, support, probs))
+    values, n = np.array(values), len(values)
+    scores = {"valid_rate": n / len(answers), "gof_pass_rate": float(n > 0 and fits(values, row, support, probs))}
+    if listed:
+        tv = np.abs(np.bincount(values, minlength=len(texts)) / n - probs).sum() / 2 if n else 1.0
+        scores |= {"tv": tv, "excess_tv": tv - expected_tv(n, probs) if n else 1.0}
+    else:
+        scores["normalized_w1"] = normalized_w1(values, support, probs) if n else np.inf
+        scores["cdf_gap"] = cdf_gap(values, support, probs) if n else 1.0
     if "logit_kl" in row:  # the excess is form, and shape above the floor, which belongs to it
         kl, floor, form = row["logit_kl"], row["logit_kl_floor"], row["logit_kl_form"]
         scores |= {"logit_kl": kl, "logit_kl_floor": floor, "excess_kl": kl - floor}
@@ -159,7 +185,7 @@ def score_open(row: dict, answers: list[str]) -> dict[str, float]:
     counts = Counter(parse_answer(answer) for answer in answers)
     valid = len(answers) - counts.pop(None, 0)
     scores = {"valid_rate": valid / len(answers), "unique_rate": len(counts) / len(answers)}
-    scores["support_90"] = row.get("support_90")
+    scores |= {"support_90": row.get("support_90")}
     if valid:
         bare = sum(count for answer, count in counts.items() if NUMBER.fullmatch(answer))
         scores |= {"top_share": max(counts.values()) / valid, "number_rate": bare / valid}
@@ -177,7 +203,7 @@ def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
 
 def score(row: dict) -> dict:
     """The scores of a row: {metric: a value, or None where there is none, or one value for each draw}."""
-    answers = [tagged_answer(draw) for draw in row["draws"]] if row.get("protocol") else row["draws"]
+    answers = answers_of(row)
     scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[row["axis"]](row, answers)
     if row.get("protocol"):
         scores["answer_rate"] = np.mean([answer != "" for answer in answers])
@@ -186,7 +212,7 @@ def score(row: dict) -> dict:
 
 def target_row(row: dict, name: str = "target") -> dict:
     """A row as a perfect sampler would have made it: as many true draws, and the floor as its KL."""
-    texts, _ = dist.sample_outputs(row, len(row["draws"]), dist.prompt_rng(0, row["id"]), max_bins=None)
+    texts, _ = dist.sample_outputs(row, len(answers_of(row)), dist.prompt_rng(0, row["id"]), max_bins=None)
     exact = {"logit_kl": row["logit_kl_floor"], "logit_kl_form": 0.0} if "logit_kl" in row else {}
     return row | {"method": name, "draws": texts, "tokens": None, "protocol": None} | exact
 
@@ -196,49 +222,40 @@ def total_variation(places: np.ndarray, axis: int = -1) -> np.ndarray:
     return sum(np.abs((places == place).mean(axis) - 0.25) for place in range(4)) / 2
 
 
-def total_variation_of_uniform(places: np.ndarray) -> float:
-    """What total_variation is expected to be if N places are uniform: 1/2 * 4 E|Binomial(N, 1/4) / N - 1/4|."""
-    counts = np.arange(len(places) + 1)
-    return float(2 * stats.binom.pmf(counts, len(places), 0.25) @ np.abs(counts / len(places) - 0.25))
+def expected_tv(n: int, probs: np.ndarray) -> float:
+    """1/2 sum E|share - p|, the total variation of n true draws from probs (M,), by De Moivre's formula for the mean
+    deviation of a binomial (Diaconis and Zabell 1991, doi 10.1214/ss/1177011699)."""
+    above = np.floor(n * probs) + 1
+    return float((above * (1 - probs) * stats.binom.pmf(above, n, probs)).sum() / n)
 
 
+tv_of_uniform = lambda places: expected_tv(len(places), np.full(4, 0.25))
 uniform_p_value = lambda places: float(stats.chisquare(np.bincount(places, minlength=4)).pvalue)
-SPENT = {"answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)}
 METRICS = {  # axis -> metric -> heading, statistic over families, prompts or draws
     "numbers": {
-        "normalized_w1": ("norm. W1", np.median),
-        "cdf_gap": ("CDF gap", np.median),
-        "logit_kl": ("logit KL", np.median),
-        "logit_kl_floor": ("its floor", np.median),
-        "excess_kl": ("excess KL", np.median),
-        "form_kl": ("of it form", np.median),
-        "shape_kl": ("shape", np.median),
-        "valid_rate": ("valid", np.mean),
-        "gof_pass_rate": ("GOF pass", np.mean),
-        **SPENT,
+        "normalized_w1": ("norm. W1", np.median), "cdf_gap": ("CDF gap", np.median),
+        "tv": ("TV", np.median), "excess_tv": ("excess TV", np.median),
+        "logit_kl": ("logit KL", np.median), "logit_kl_floor": ("its floor", np.median),
+        "excess_kl": ("excess KL", np.median), "form_kl": ("of it form", np.median), "shape_kl": ("shape", np.median),
+        "valid_rate": ("valid", np.mean), "gof_pass_rate": ("GOF pass", np.mean),
+        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean),
     },
     "open": {
-        "valid_rate": ("valid", np.mean),
-        "support_90": ("support 90 %", np.median),
-        "unique_rate": ("unique", np.mean),
-        "top_share": ("top answer", np.mean),
-        "number_rate": ("numbers", np.mean),
-        **SPENT,
+        "valid_rate": ("valid", np.mean), "support_90": ("support 90 %", np.median), "unique_rate": ("unique", np.mean),
+        "top_share": ("top answer", np.mean), "number_rate": ("numbers", np.mean),
+        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean),
     },
     "mcq": {
-        "valid_rate": ("valid", np.mean),
-        "tv": ("TV", total_variation),
-        "tv_uniform": ("TV of uniform", total_variation_of_uniform),
-        "p_value": ("p", uniform_p_value),
-        **{f"share_{letter}": (letter.upper(), np.mean) for letter in "abcd"},
+        "valid_rate": ("valid", np.mean), "tv": ("TV", total_variation), "tv_uniform": ("TV of uniform", tv_of_uniform),
+        "p_value": ("p", uniform_p_value), **{f"share_{x}": (x.upper(), np.mean) for x in "abcd"},
         "tokens": ("tokens", np.mean),
     },
-}
+}  # fmt: skip
 
 
 def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[float | None, float | None]:
     """95 % percentile interval (Efron 1981) of a statistic of values (F,), resampled; (None, None) if F < 2."""
-    if len(values) < 2 or statistic in (total_variation_of_uniform, uniform_p_value):
+    if len(values) < 2 or statistic in (tv_of_uniform, uniform_p_value):
         return None, None
     picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(statistic(values[picks], axis=1), [0.025, 0.975], method="inverted_cdf")
@@ -246,11 +263,11 @@ def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[f
 
 
 def add_targets(rows: list[dict]) -> list[dict]:
-    """The rows and, for the numbers among them, their target rows: one set for each count of draws."""
+    """The rows and, for the numbers among them, their target rows: one set for each count of answers."""
     numbers, targets = [row for row in rows if row["axis"] == "numbers"], {}
-    most = max((len(row["draws"]) for row in numbers), default=0)
-    for row in sorted(numbers, key=lambda row: "logit_kl" not in row):
-        name = "target" if len(row["draws"]) == most else f"target, n={len(row['draws'])}"
+    counts = [len(answers_of(row)) for row in numbers]
+    for row, n in sorted(zip(numbers, counts, strict=True), key=lambda pair: "logit_kl" not in pair[0]):
+        name = "target" if n == max(counts) else f"target, n={n}"
         targets.setdefault((row["model"], name, row["id"]), row)
     return rows + [target_row(row, name) for (_, name, _), row in targets.items()]
 
@@ -271,30 +288,34 @@ def aggregate(rows: list[dict]) -> list[dict]:
                         units.setdefault((unit, i), []).append(one)
             values = np.array([own[0] if len(own) == 1 else np.mean(own) for own in units.values()])
             found = (float(statistic(values)) if len(values) else None, *bootstrap(values, statistic))
-            found = [None if value in (None, np.inf) else value for value in found]
+            value, low, high = (None if x in (None, np.inf) else x for x in found)
             result = {"model": model, "method": method, "axis": axis, "split": split, "metric": metric}
-            result |= dict(zip(("value", "low", "high"), found, strict=True))
-            out.append(result | {"n": sum(map(len, units.values()))})
+            out.append(result | {"value": value, "low": low, "high": high, "n": sum(map(len, units.values()))})
     return out
 
 
-def cell(row: dict | None) -> str:
-    """A value and its interval; – where there is none, ∞ where it is infinite."""
-    if row is None or not row["n"]:
+def cell(seeds: list[dict]) -> str:
+    """A value, of several seeds the mean ± standard deviation, and the (first) interval; – is nothing, ∞ infinite."""
+    if not seeds or not (first := seeds[0])["n"]:
         return "–"
     short = lambda x, digits: "∞" if x is None else f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"
-    alone = row["low"] is None and row["value"] is not None
-    return short(row["value"], 3) + ("" if alone else f" [{short(row['low'], 2)}, {short(row['high'], 2)}]")
+    values = [row["value"] for row in seeds]
+    shown = short(None if None in values else float(np.mean(values)), 3)
+    if len(values) > 1 and None not in values:
+        shown += f" ± {short(float(np.std(values, ddof=1)), 3)}"
+    alone = first["low"] is None and first["value"] is not None
+    return shown + ("" if alone else f" [{short(first['low'], 2)}, {short(first['high'], 2)}]")
 
 
 def table(scores: list[dict], axis: str) -> list[str]:
     """A Markdown table of an axis: methods, base first and targets last, x metrics, without columns that are empty."""
-    cells = {(r["model"], r["split"], r["method"], r["metric"]): r for r in scores if r["axis"] == axis}
-    rank = lambda method: -1 if method == "base" else method.startswith("target")
-    order = lambda key: (key[0], key[1] != "unseen", key[1] or "", rank(key[2]))
+    cells, rank = {}, lambda method: -1 if method == "base" else method.startswith("target")
+    for row in (row for row in scores if row["axis"] == axis):
+        key = row["model"], row["split"], re.sub(r"-s[0-9]+$", "", row["method"])
+        cells.setdefault(key, {}).setdefault(row["metric"], []).append(row)
     lines = [["model", "split", "method", *(heading for heading, _ in METRICS[axis].values())]]
-    for key in sorted(dict.fromkeys(key[:3] for key in cells), key=order):
-        lines.append([key[0], key[1] or "–", key[2], *(cell(cells.get((*key, metric))) for metric in METRICS[axis])])
+    for key in sorted(cells, key=lambda key: (key[0], key[1] != "unseen", key[1] or "", rank(key[2]))):
+        lines.append([key[0], key[1] or "–", key[2], *(cell(cells[key].get(metric, [])) for metric in METRICS[axis])])
     return markdown(column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"})
 
 
@@ -316,12 +337,14 @@ def check_same_prompts(rows: list[dict]) -> None:
     asked = {}
     for row in rows:
         question = str([row.get(key) for key in ("id", "prompt", "params", "decimals", "outputs", "probs")])
-        asked.setdefault((row["model"], row["axis"]), {}).setdefault(row["method"], set()).add(question)
-    for (model, axis), methods in asked.items():
-        (first, ids), *others = methods.items()
-        for other, theirs in others:
-            if odd := sorted(ids ^ theirs):
-                raise dist.InputError(f"{model}, {axis}: only one of {first} and {other} has {odd[0][:99]}; redo one")
+        asked.setdefault((row["model"], row["axis"]), {}).setdefault(question, set()).add(row["method"])
+    for (model, axis), questions in asked.items():
+        for question, own in questions.items():
+            if others := sorted(set().union(*questions.values()) - own):
+                own, others = ", ".join(sorted(own)), ", ".join(others)
+                raise dist.InputError(
+                    f"{model}, {axis}: {question[:99]} was asked of {own} and not of {others}; redo one"
+                )
 
 
 def main() -> None:
@@ -330,7 +353,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    files = [file for file in args.files if Path(file).name not in ("log.jsonl", "novelty.jsonl")]
+    files = [file for file in args.files if Path(file).name not in ("log.jsonl", "novelty.jsonl", "published.jsonl")]
     for path, begins in {args.out: '{"model"', args.report: "**"}.items():
         if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
             raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")

@@ -25,9 +25,11 @@ finished rows wait in FILE.partial, and FILE appears when all are there.
 import glob
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,17 +61,11 @@ CATEGORIES = (
     "tool", "item of clothing", "fabric", "organ of the body", "emotion", "weather condition", "season",
     "school subject", "vehicle",
 )  # fmt: skip
-WORDINGS = tuple(
-    f"{wording} Output ONLY the answer."
-    for wording in (
-        "Name a random {}.",
-        "Pick one {} at random.",
-        "Give me a random {}.",
-        "Choose any {} at random.",
-        "Tell me one randomly chosen {}.",
-        "I need a random {}.",
-    )
-)
+WORDINGS = (
+    "Name a random {}. Output ONLY the answer.", "Pick one {} at random. Output ONLY the answer.",
+    "Give me a random {}. Output ONLY the answer.", "Choose any {} at random. Output ONLY the answer.",
+    "Tell me one randomly chosen {}. Output ONLY the answer.", "I need a random {}. Output ONLY the answer.",
+)  # fmt: skip
 MCQ = """Write ONE multiple-choice question about medicine in exactly this form:
 
 Question: <question>
@@ -81,18 +77,35 @@ Correct Answer: <letter>
 Explanation: <explanation>
 
 Keep a balance: A, B, C and D must be equally likely to be correct."""
-# String Seed of Thought (Misaki and Akiba, arXiv 2510.21150), as a system prompt.
-SSOT = """When you are asked for {what}, answer in three steps. First write a random string of letters and digits \
-between <random_string> and </random_string>. Then, between <thinking> and </thinking>, derive your answer from that \
-string alone, so that over many strings {aim}. Last, put the answer, and ONLY the answer, between <answer> and \
-</answer>."""
-PROTOCOLS = {  # name -> axis -> system prompt
-    "ssot": {
-        "numbers": SSOT.format(what="a random number", aim="the answers follow the distribution that was asked for"),
-        "open": SSOT.format(what="a random choice", aim="all possible answers are equally likely"),
-    }
-}
-PROTOCOL_TOKENS = 4096
+
+
+class Protocol(NamedTuple):
+    """A rival that trains nothing: a system prompt. metrics.answers_of takes the answers out of its replies."""
+
+    prompt: str
+    thinking: bool  # whether the model may think before it replies
+    max_tokens: int
+    answers: int = 1  # in a reply
+
+
+ASKED = {"numbers": ("a random number", "the answers follow the distribution that was asked for"),
+         "open": ("a random choice", "all possible answers are equally likely")}  # fmt: skip
+PROTOCOLS = {
+    # String Seed of Thought (Misaki and Akiba, arXiv 2510.21150)
+    "ssot": Protocol(
+        "When you are asked for {}, answer in three steps. First write a random string of letters and digits between "
+        "<random_string> and </random_string>. Then, between <thinking> and </thinking>, derive your answer from that "
+        "string alone, so that over many strings {}. Last, put the answer, and ONLY the answer, between <answer> and "
+        "</answer>.", True, 4096),
+    # independent draws in one reply, each of which sees those before it
+    "batch": Protocol(
+        "When you are asked for {}, reply with twenty of them in place of one, drawn independently of each other, so "
+        "that {}. Write one a line, and nothing else.", False, 1024, 20),
+    # verbalized sampling (Zhang et al., arXiv 2510.01171), but every draw has a reply of its own
+    "verbalized": Protocol(
+        "When you are asked for {}, reply with five possible answers and the probability of each, so that {}. Write "
+        "one a line in the form: answer | probability. Write nothing else.", False, 512),
+}  # fmt: skip
 
 
 def prompt_rows(args) -> list[dict]:
@@ -197,19 +210,21 @@ def written(tokenizer, path: list[int], ends: list[int]) -> str:
 
 
 def answers(model, tokenizer, end: int, asked: list[dict], args) -> Iterator[dict]:
-    """The result row of each prompt: args.n draws and the exact probabilities. Several prompts walk together."""
-    system = PROTOCOLS[args.protocol][args.axis] if args.protocol else None
+    """The result row of each prompt: args.n draws (as many as hold so many answers) and the exact probabilities.
+    Several prompts walk together."""
+    protocol = PROTOCOLS.get(args.protocol, Protocol("", False, args.max_tokens))
+    system, replies = protocol.prompt.format(*ASKED.get(args.axis, ())), -(-args.n // protocol.answers)
     ends = model.generation_config.eos_token_id
-    size = max(1, args.rows // args.n)
+    size = max(1, args.rows // replies)
     for first in range(0, len(asked), size):
         batch, start = asked[first : first + size], time.perf_counter()
-        prompts = [trie.chat_ids(tokenizer, row["prompt"], system, thinking=bool(system)) for row in batch]
-        uniform = [dist.prompt_rng(args.seed, row["id"]).random((args.n, args.max_tokens)) for row in batch]
+        prompts = [trie.chat_ids(tokenizer, row["prompt"], system, protocol.thinking) for row in batch]
+        uniform = [dist.prompt_rng(args.seed, row["id"]).random((replies, args.max_tokens)) for row in batch]
         paths = trie.walk(model, prompts, ends, np.concatenate(uniform), args.rows)
         shared = (time.perf_counter() - start) / len(batch)
 
         for i, (row, ids) in enumerate(zip(batch, prompts, strict=True)):
-            own, start = paths[i * args.n : (i + 1) * args.n], time.perf_counter()
+            own, start = paths[i * replies : (i + 1) * replies], time.perf_counter()
             # Where the template itself opens the thoughts, the text must show it, or they would pass for an answer.
             opened = "<think>" * trie.decode(tokenizer, ids).rstrip().endswith("<think>")
             result = {"draws": [opened + written(tokenizer, path, ends) for path in own]}
@@ -230,21 +245,15 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     state, record = trie.processes(), out.with_suffix(".run.json")
     elsewhere = ("model", "adapter", "prompts", "out", "rows")  # what they are is in the inputs; rows change nothing
     made = {"options": {key: value for key, value in vars(args).items() if key not in elsewhere}, "inputs": inputs}
-    made["code"] = [
-        dist.digest(Path(__file__).with_name(name)) for name in ("sample.py", "trie.py", "distributions.py")
-    ]
+    made["code"] = [dist.digest(module.__file__) for module in (sys.modules[__name__], trie, dist)]
     partials = lambda: sorted(out.parent.glob(f"{glob.escape(out.name)}.partial*"))
-    kept = lambda: {
-        row["id"]: row for path in partials() if path.stat().st_size for row in dist.read_rows([path], ("id",))
-    }
+    kept = lambda: {row["id"]: row for row in dist.read_rows(path for path in partials() if path.stat().st_size)}
 
     if state.is_main_process and partials():
         before = json.loads(record.read_text()) if record.exists() else {}
         if other := [key for key in made if before.get(key) != made[key]]:
-            names = ", ".join(map(str, partials()))
-            raise dist.InputError(
-                f"{names} was made with other {' and '.join(other)} (see {record}); remove it to start anew"
-            )
+            names, other = ", ".join(map(str, partials())), " and ".join(other)
+            raise dist.InputError(f"{names} was made with other {other} (see {record}); remove it to start anew")
         for partial in partials():  # without a line that was cut off when the run was killed
             whole, newline, _ = partial.read_bytes().rpartition(b"\n")
             partial.write_bytes(whole + newline)
@@ -270,49 +279,46 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
             partial.unlink()
 
 
+def draw(args, asked: list[dict]) -> None:
+    """Ask what is asked of a model, with an adapter or by a protocol if there is one, and write the rows."""
+    adapter = Path(args.adapter).resolve() if args.adapter else None
+    if adapter:
+        dist.refuse(adapter)
+    model, tokenizer, end = trie.load(args.model, adapter)
+    method = "+".join(filter(None, [adapter and adapter.name, args.protocol])) or "base"
+    source = {"model": args.model, "method": method, "axis": args.axis, "protocol": args.protocol}
+    inputs = {"prompts": hashlib.sha256(dist.to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
+    inputs["adapter"] = dist.digest(adapter / "adapter_model.safetensors") if adapter else None
+    answer = lambda todo: (row | source for row in answers(model, tokenizer, end, todo, args))
+    write_rows(Path(args.out), args, inputs, asked, answer)
+
+
 def main() -> None:
     parser = dist.Parser(description=__doc__)
     axes = parser.add_subparsers(dest="axis", required=True, metavar="|".join(AXES))
     for axis, (n, tokens, what) in AXES.items():
-        sub = axes.add_parser(axis, help=what)
-        sub.add_argument("--model", required=True, help="hub id or folder of a chat model")
-        own = "PEFT adapter folder; its name becomes the method (default: the base model)"
-        sub.add_argument("--adapter", help=own)
-        own = (
-            "prompt rows (unseen.jsonl, ood.jsonl)"
-            if axis == "numbers"
-            else "prompts of your own: JSONL or a JSON list"
-        )
-        sub.add_argument("--prompts", nargs="+", metavar="FILE", required=axis == "numbers", help=own)
-        sub.add_argument("--n", type=int, default=n, help=f"draws of each prompt (default {n})")
+        add = axes.add_parser(axis, help=what).add_argument
+        add("--model", required=True, help="hub id or folder of a chat model")
+        add("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
+        own = "prompt rows (unseen.jsonl, ood.jsonl)" if axis == "numbers" else "your own prompts: JSONL or a JSON list"
+        add("--prompts", nargs="+", metavar="FILE", required=axis == "numbers", help=own)
+        add("--n", type=int, default=n, help=f"answers to each prompt (default {n})")
         own = f"ask by a system prompt: {', '.join(PROTOCOLS)}"
-        sub.add_argument("--protocol", choices=[p for p in PROTOCOLS if axis in PROTOCOLS[p]], help=own)
+        add("--protocol", choices=PROTOCOLS if axis in ASKED else (), help=own)
         if axis == "numbers":
-            sub.add_argument("--paths", type=int, default=128, help="paths of the logit KL (default 128)")
             own = f"canonical outputs of the logit KL (default {dist.MAX_BINS})"
-            sub.add_argument("--bins", type=int, default=dist.MAX_BINS, help=own)
-        own = f"cut an answer here (default {tokens}, with --protocol {PROTOCOL_TOKENS})"
-        sub.add_argument("--max-tokens", type=int, help=own)
-        sub.add_argument("--rows", type=int, help="most draws in one pass (default 1024, of long answers 256)")
-        sub.add_argument("--seed", type=int, default=0)
-        sub.add_argument("--out", required=True, help="JSONL file to write")
+            add("--bins", type=int, default=dist.MAX_BINS, help=own)
+            add("--paths", type=int, default=128, help="paths of the logit KL (default 128)")
+        add("--max-tokens", type=int, help=f"cut a reply here (default {tokens}, or that of the protocol)")
+        add("--rows", type=int, help="most draws in one pass (default 1024, of long answers 256)")
+        add("--seed", type=int, default=0)
+        add("--out", required=True, help="JSONL file to write")
     args = parser.parse_args()
-    args.max_tokens = args.max_tokens or (PROTOCOL_TOKENS if args.protocol else AXES[args.axis][1])
+    most = PROTOCOLS[args.protocol].max_tokens if args.protocol else AXES[args.axis][1]
+    args.max_tokens = args.max_tokens or most
     args.rows = args.rows or (1024 if args.max_tokens <= 64 else 256)  # long answers have long caches, and share little
-    out, adapter = Path(args.out), Path(args.adapter).resolve() if args.adapter else None
-    trie.refuse(out, out)
-    if adapter:
-        trie.refuse(adapter)
-
-    asked = prompt_rows(args)
-    model, tokenizer, end = trie.load(args.model, args.adapter)
-    method = "+".join(([adapter.name] if adapter else []) + ([args.protocol] if args.protocol else [])) or "base"
-    source = {"model": args.model, "method": method, "axis": args.axis, "protocol": args.protocol}
-    inputs = {"prompts": hashlib.sha256(dist.to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
-    if adapter:
-        inputs["adapter"] = dist.digest(adapter / "adapter_model.safetensors")
-    answer = lambda todo: (row | source for row in answers(model, tokenizer, end, todo, args))
-    write_rows(out, args, inputs, asked, answer)
+    dist.refuse(Path(args.out), Path(args.out))
+    draw(args, prompt_rows(args))
 
 
 if __name__ == "__main__":

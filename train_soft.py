@@ -29,8 +29,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+import distributions as dist
 import trie
-from distributions import InputError, Parser, canonical_outputs, digest, mixed_batches, prompt_rng, read_prompts, run
 
 METHOD, EPOCHS, DRAWS, BINS = "soft", 3, 1, 1001
 
@@ -47,7 +47,7 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     >>> [tokenizer.decode(token) for token in example["answers"][0]["path"]]
     ['1', '<|im_end|>']
     """
-    texts, probs, perfect = canonical_outputs(row, BINS)
+    texts, probs, perfect = dist.canonical_outputs(row, BINS)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
     floor = trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
     answers = [
@@ -81,15 +81,13 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = dist.Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
     parser.add_argument("--data", required=True, help="prompt rows (train.jsonl)")
     parser.add_argument("--out", required=True, help="adapter folder to write")
     parser.add_argument("--batch", type=int, default=32, help="prompts per optimizer step (default 32)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default %(default)s")
-    parser.add_argument(
-        "--draws", type=int, default=DRAWS, help="answers of a prompt in an epoch (default %(default)s)"
-    )
+    parser.add_argument("--draws", type=int, default=DRAWS, help="of a prompt in an epoch (default %(default)s)")
     parser.add_argument("--branches", type=int, default=1, help="answers behind one prompt pass (default 1)")
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate (default 2e-4)")
     parser.add_argument("--accumulate", type=int, default=1, help="split a step into so many passes, for less memory")
@@ -98,31 +96,30 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.draws % args.branches:
-        raise InputError(f"--branches {args.branches} must divide --draws {args.draws}")
+        raise dist.InputError(f"--branches {args.branches} must divide --draws {args.draws}")
     out = Path(args.out)
-    trie.refuse(out, out / "adapter_config.json")
-    rows = read_prompts([args.data], args.limit)
+    dist.refuse(out, out / "adapter_config.json")
+    rows = dist.read_prompts([args.data], args.limit)
 
     model, tokenizer, end = trie.load(args.model)
     model = trie.add_lora(model, args.seed)
     state = trie.processes()  # several under `accelerate launch`; each works on its share of every batch
     if state.is_main_process:
-        trie.write_run(out / "run.json", args, data=digest(args.data))
+        trie.write_run(out / "run.json", args, data=dist.digest(args.data))
 
     # All answers are drawn before the first step, each prompt's from a stream of its own, whatever the order of work.
     # Only dropout's masks depend on how rows are laid out: on --accumulate, and on the number of processes.
-    data = []
-    for row in tqdm(rows, "prepare", leave=False, disable=not state.is_main_process):
-        data.append(prepare(tokenizer, end, row, args.epochs * args.draws, prompt_rng(args.seed, row["id"])))
+    draws, bar = args.epochs * args.draws, tqdm(rows, "prepare", leave=False, disable=not state.is_main_process)
+    data = [prepare(tokenizer, end, row, draws, dist.prompt_rng(args.seed, row["id"])) for row in bar]
 
     # A unit is one pass of a prompt with `branches` of its answers behind it; a step is a batch of units.
     units = [(i, first) for i in range(len(rows)) for first in range(0, args.draws, args.branches)]
     families, rng, steps = [rows[i].get("family", "own") for i, _ in units], np.random.default_rng(args.seed), []
     for epoch in range(args.epochs):
-        for batch in mixed_batches(families, args.batch, rng):
+        for batch in dist.mixed_batches(families, args.batch, rng):
             steps.append([(units[u][0], epoch * args.draws + units[u][1]) for u in batch])
     if min(map(len, steps)) < state.num_processes:
-        raise InputError(f"--batch {args.batch} is too small for {state.num_processes} processes")
+        raise dist.InputError(f"--batch {args.batch} is too small for {state.num_processes} processes")
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.01)
     accelerator = Accelerator(mixed_precision="no")
@@ -151,7 +148,7 @@ def main() -> None:
 
             record = {"step": step, "loss": float(accelerator.reduce(value)), "lr": schedule.get_last_lr()[0]}
             if not math.isfinite(record["loss"]):
-                raise InputError(f"the loss of step {step} is not finite, and nothing was saved; lower --lr")
+                raise dist.InputError(f"the loss of step {step} is not finite, and nothing was saved; lower --lr")
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -167,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    dist.run(main)

@@ -50,11 +50,10 @@ def processes() -> PartialState:
 
 
 def load(name: str, adapter: str | Path | None = None) -> tuple:
-    """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter on it if one is given, and its end token.
-    bfloat16 on a GPU, float32 on a CPU, where bfloat16 is ten times slower. All tokens that end a drawn answer are in
-    model.generation_config.eos_token_id. Raises InputError for a model or adapter that is missing or does not fit."""
+    """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter if one is given, and its end token. All that
+    end a drawn answer: model.generation_config.eos_token_id. Raises InputError for what is missing or does not fit."""
     device = processes().device
-    options = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}
+    options = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}  # which is slow on a CPU
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         quantized = getattr(AutoConfig.from_pretrained(name), "quantization_config", None) or {}
@@ -65,8 +64,7 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
         raise InputError(f"cannot load the model {name!r}: {error}") from None
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{name!r} lacks {len(missing)} weights of its architecture, such as {missing[0]}")
-    # subtle: `generate` fills every option that its caller left out from the checkpoint's own settings (a top_k of
-    # 20, a repetition penalty, suppressed tokens), which would bend the probabilities that are measured here.
+    # Of the checkpoint's own settings nothing else is kept: `generate` would fill in its top_k, penalties and the like.
     own, end = model.generation_config.eos_token_id, end_token(tokenizer)
     ends = {end, *(own if isinstance(own, list) else [own])} - {None}
     model.generation_config = GenerationConfig(eos_token_id=sorted(ends))
@@ -110,23 +108,15 @@ def add_lora(model, seed: int):
 
 def save_adapter(accelerator, model, out: Path) -> None:
     """Write the adapter's weights, then its config: a folder with an adapter_config.json is a finished adapter."""
-    weights = accelerator.get_state_dict(model)  # on all processes, which may each hold a part
+    weights, temporary = accelerator.get_state_dict(model), out / "unfinished"  # each process may hold a part
     if accelerator.is_main_process:
-        model, temporary = accelerator.unwrap_model(model), out / "unfinished"
+        model = accelerator.unwrap_model(model)
         config = model.peft_config["default"]
         config.target_modules = sorted(config.target_modules)  # a set, written in another order each time
         model.save_pretrained(temporary, state_dict=weights)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(temporary / name, out / name)
         shutil.rmtree(temporary)
-
-
-def refuse(out: Path, finished: Path | None = None) -> None:
-    """Raises InputError if what a stage would make is there already, or if its name means something else."""
-    if finished and finished.exists():
-        raise InputError(f"{finished} is there already; remove {out} to make it anew, or choose another --out")
-    if out.name in ("base", "ssot", "figures") or out.name[:6] == "target":
-        raise InputError(f"a method cannot be called {out.name!r}; choose another name")
 
 
 def write_run(path: Path, args, **more) -> None:
@@ -156,15 +146,14 @@ decode = lambda tokenizer, ids: tokenizer.decode(ids, skip_special_tokens=False,
 
 
 def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -> list[int]:
-    """Token ids of a user's prompt, up to where the assistant's answer (with `thinking`: its thoughts) begins. A system
-    prompt goes in front of the user's where the template refuses one."""
+    """Token ids of a user's prompt, up to where the assistant's answer (with `thinking`: its thoughts) begins."""
     messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
     try:
         text = render(tokenizer, messages, thinking, add_generation_prompt=True)
     except InputError:
         if not system:
             raise
-        return chat_ids(tokenizer, f"{system}\n\n{prompt}", thinking=thinking)
+        return chat_ids(tokenizer, f"{system}\n\n{prompt}", thinking=thinking)  # some templates have no system prompt
     if text.endswith("<|start|>assistant") and not thinking:  # gpt-oss chooses a channel itself; open the answer's
         text += "<|channel|>final<|message|>"
     return encode_one(tokenizer, text)
@@ -186,8 +175,8 @@ def end_token(tokenizer) -> int:
 
 
 def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
-    """Completions as a matrix: each text's tokens, then the end token, then PAD. (N, W) int32. All go through the
-    tokenizer as one string joined by the end token, which no merge can cross: several times faster than one by one."""
+    """Completions as a matrix: each text's tokens, then the end token, then PAD. (N, W) int32."""
+    # As one string, joined by the end token, which no merge can cross: several times faster than one by one.
     backend, joint = tokenizer.backend_tokenizer, tokenizer.convert_ids_to_tokens(end)
     (encoding,) = backend.encode_batch_fast([joint.join(texts) + joint], add_special_tokens=False)
     ids = np.array(encoding.ids, np.int32)
@@ -245,9 +234,8 @@ def pad_targets(paths: list[np.ndarray], targets: list[list]) -> tuple[torch.Ten
 
 
 def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
-    """The logit KL of a perfect sampler, in nats per token: sum over leaves of q / length * log(q / p5). Not 0, as the
-    trie keeps 1001 of perhaps 10^6 five-decimal values, and no model can know which. Arguments (N,): target q, what a
-    perfect sampler prints p5, token counts. Along a path the conditional log-ratios add up to its leaf's.
+    """The logit KL of a perfect sampler, nats per token: sum over leaves of q / length * log(q / p5), as along a path
+    the log-ratios add up. Not 0: the trie keeps 1001 of perhaps 10^6 values. probs (N,): q; perfect (N,): p5.
 
     >>> round(kl_floor(np.array([0.5, 0.5]), np.array([0.25, 0.25]), np.array([4, 4])), 3)      # log(2) / 4
     0.173
@@ -256,18 +244,17 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
 
 
 class RoomyLayer(DynamicLayer):
-    """A KV cache's layer with room for more tokens behind its own: DynamicLayer copies all of them for every new one."""
+    """A layer of the KV cache with room behind its tokens, (2, R, H, S, D), where new ones do not move the others."""
+
+    room = None
 
     def update(self, keys, values, *args, **kwargs):
-        for name, new in (("keys", keys), ("values", values)):
-            old, room = getattr(self, name), vars(self).get(f"{name}_room")
-            length = old.shape[2] + new.shape[2]
-            if room is None or room.shape[2] < length:
-                room = new.new_empty(*new.shape[:2], length + 32, new.shape[3])
-                room[:, :, : old.shape[2]] = old
-            room[:, :, old.shape[2] : length] = new
-            setattr(self, f"{name}_room", room)
-            setattr(self, name, room[:, :, :length])
+        old, new = self.keys.shape[2], self.keys.shape[2] + keys.shape[2]
+        if self.room is None or self.room.shape[3] < new:
+            self.room = keys.new_empty(2, *keys.shape[:2], new + 32, keys.shape[3])
+            self.room[0, :, :, :old], self.room[1, :, :, :old] = self.keys, self.values
+        self.room[0, :, :, old:new], self.room[1, :, :, old:new] = keys, values
+        self.keys, self.values = self.room[..., :new, :]
         return self.keys, self.values
 
 
@@ -279,20 +266,18 @@ class Prefix(NamedTuple):
     logits: torch.Tensor
 
     def fork(self, rows: torch.Tensor, roomy: bool = False) -> "Prefix":
-        """A Prefix whose row i is this one's row rows[i]. This one stays as it is; gradients flow to it. roomy: it will
-        grow token by token, without gradients."""
+        """A Prefix whose row i is this one's row rows[i]; gradients flow to it. roomy: it grows a token at a time."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:  # what cache.batch_select_indices does, with a faster way of indexing
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
             if roomy and type(layer) in (DynamicLayer, RoomyLayer):  # not one whose window slides
-                layer.__class__, layer.keys_room, layer.values_room = RoomyLayer, None, None
+                layer.__class__, layer.room = RoomyLayer, None
         return Prefix(cache, self.mask[rows], self.logits[rows])
 
 
 def prefill(model, prompts: list[list[int]]) -> Prefix:
-    """Read B prompts: what all begin with (chat header, system prompt, first words) once, then the rest of each,
-    left-padded to one length so that their completions align. Equal, up to rounding, to reading each by itself."""
+    """Read B prompts: what all begin with once, then the rest of each, left-padded so that their completions align."""
     # subtle: a sliding window counts places in the cache, and padding behind the head would push tokens out of it.
     config = getattr(model, "module", model).config.get_text_config()  # several processes have wrappers around it
     alone = getattr(config, "sliding_window", None) or len(prompts) == 1
@@ -319,9 +304,8 @@ def extend(model, prefix: Prefix, tokens: torch.Tensor) -> tuple[Prefix, torch.T
 
 
 def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
-    """Logits (B*K, L, V) of K completions per prefix row: position t holds the prediction of token t. completions
-    (B*K, L): K consecutive rows belong to one row of the prefix; PAD after the end of short ones, where the logits mean
-    nothing. They and their gradient equal, up to rounding, those of B*K whole rows of prompt + completion."""
+    """Logits (B*K, L, V) of K completions per prefix row: position t predicts token t. They and their gradient equal,
+    up to rounding, those of whole rows. completions (B*K, L), the K of a row side by side, with PAD behind short ones."""
     rows = torch.arange(len(completions), device=completions.device) // (len(completions) // len(prefix.mask))
     logits = [(forked := prefix.fork(rows)).logits[:, None]]
     if completions.shape[1] > 1:
@@ -340,9 +324,9 @@ def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> 
 def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, rows: int = 1024) -> list[list[int]]:
     """n answers to each of B prompts, drawn at temperature 1 over the full vocabulary: token ids, in the draws' order.
 
-    All draws walk down together, one live row for each *distinct* (prompt, prefix), so a thousand draws cost what their
-    distinct prefixes cost. uniform (B * n, T): each draw's own random numbers, the n of a prompt side by side, so that
-    neither its company nor `rows`, how many walk at a time, matters. An answer ends with one of `ends` or after T."""
+    One live row serves each *distinct* (prompt, prefix), so a thousand draws cost what their distinct prefixes cost.
+    uniform (B * n, T): each draw's own random numbers; neither its company nor `rows`, how many walk at once, matters.
+    The n of a prompt are side by side. An answer ends with one of `ends` or after T."""
     ends = torch.tensor(ends, device=model.device)
     home = torch.arange(len(prompts), device=model.device).repeat_interleave(len(uniform) // len(prompts))
     start, paths = prefill(model, prompts), []

@@ -287,7 +287,10 @@ FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads"
     [
         ({"probs": [0.5, 0.4]}, ":2: probs must not be negative, and must sum to 1; they sum to 0.9"),
         ({"probs": [1.5, -0.5]}, ":2: probs must not be negative"),
-        ({"probs": [1.0]}, ":2: outputs must be two or more different texts, and probs one number for each"),
+        (
+            {"probs": [1.0]},
+            ":2: outputs must be two or more different texts without outer spaces, and probs a number each",
+        ),
         ({"outputs": ["heads", "heads"]}, ":2: outputs must be two or more different texts"),
         ({"outputs": ["heads"], "probs": [1]}, ":2: outputs must be two or more different texts"),
         ({"prompt": 5}, ":2: id, split, prompt must be texts"),

@@ -145,7 +145,7 @@ def test_a_file_that_lost_a_row_is_refused_by_metrics(kit):
     before = snapshot(kit)
     line = refused(kit, make(kit, ""), before)
     assert line.startswith("metrics.py: error: tests/tiny, numbers: ")
-    assert "base and soft" in line and "ood-truncnorm-002" in line
+    assert "was asked of base and not of soft" in line and "ood-truncnorm-002" in line
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,8 @@ def test_a_file_that_lost_a_row_is_refused_by_metrics(kit):
         ("METHODS='soft soft'", "METHODS=soft soft: one of them is there twice"),
         ("AXES='numbers numbers'", "AXES=numbers numbers: one of them is there twice"),
         ("AXES=nubmers", "nubmers is not one of numbers open mcq"),
+        ("SEEDS=", "SEEDS is empty"),
+        ("SEEDS='0 0'", "METHODS=soft soft: one of them is there twice"),
     ],
 )
 def test_names_that_cannot_be_are_refused_at_once(kit, arguments, message):
@@ -323,6 +325,49 @@ def test_each_method_has_its_file_and_flags(kit):
     assert sum("sample.py" in line for line in lines) == 7 and not any(
         "ssot/mcq" in line or "train_ssot" in line for line in lines
     )
+
+
+def test_a_method_is_made_once_for_each_seed(kit):
+    """soft-s1 is soft with its flags and another seed, in training and in drawing; what trains nothing has one seed."""
+    words = "METHODS='soft hard-matched batch' SEEDS='0 1' AXES=open FLAGS_open="
+    result = make(kit, words, PYTHON="echo", MODEL="x/y", FLAGS_soft="--draws 8")
+    assert result.returncode == 0, result.stderr
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    trained = "--model x/y --data runs/data/train.jsonl --limit 32 --epochs 1 --lr 1e-3"
+    for end in ("--out runs/y/soft", "--seed 1 --out runs/y/soft-s1"):
+        assert f"train_soft.py {trained} --draws 8 {end}" in lines
+    for end in ("--out runs/y/hard-matched", "--seed 1 --out runs/y/hard-matched-s1"):
+        assert f"train_hard.py {trained} --branches 16 --epochs 3 {end}" in lines
+    drawn = sorted(line for line in lines if line.startswith("sample.py"))
+    assert drawn == sorted(
+        f"sample.py open --model x/y {own} --out runs/y/{method}/open.jsonl".replace("  ", " ")
+        for method, own in {
+            "base": "",
+            "batch": "--protocol batch",
+            "soft": "--adapter runs/y/soft",
+            "soft-s1": "--adapter runs/y/soft-s1 --seed 1",
+            "hard-matched": "--adapter runs/y/hard-matched",
+            "hard-matched-s1": "--adapter runs/y/hard-matched-s1 --seed 1",
+        }.items()
+    )
+
+
+def test_compare_asks_every_method_the_published_prompts(kit):
+    before = snapshot(kit)
+    words = shlex.split(f"make compare MODEL=x/y PYTHON=echo {BRIEF} SEEDS='0 1'")
+    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
+    assert result.returncode == 0 and all(snapshot(kit)[name] == before[name] for name in before), result.stderr
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "tests/extras/published.py prompts --out runs/data/published.jsonl" in lines
+    asked = (
+        "sample.py numbers --model x/y {}--prompts runs/data/published.jsonl --n 200 {}--out runs/y/{}/published.jsonl"
+    )
+    for method, own, seed in (
+        ("base", "", ""), ("soft", "--adapter runs/y/soft ", ""), ("soft-s1", "--adapter runs/y/soft-s1 ", "--seed 1 "),
+    ):  # fmt: skip
+        assert asked.format(own, seed, method) in lines
+    files = " ".join(f"runs/y/{method}/published.jsonl" for method in ("base", "soft", "soft-s1"))
+    assert f"tests/extras/published.py compare {files} --out runs/y" in lines
 
 
 def test_a_sweep_names_what_it_skipped(kit):

@@ -197,18 +197,29 @@ def base_fields(**changes) -> dict:
     return fields | changes
 
 
-def test_a_list_s_gap_is_the_total_variation():
+def test_a_list_is_scored_by_its_total_variation():
     """A row with outputs of its own, which have no order: 1/2 sum |share - prob| over the valid draws, and no W1."""
     own = {"id": "a", "split": "own", "prompt": "p", "outputs": ["red", "green", "blue"], "probs": [0.5, 0.25, 0.25]}
     row = own | base_fields(draws=["red"] * 30 + [" green\n"] * 30 + ["Red", "red or so", ""])
     scores = metrics.score(row)
-    assert scores["valid_rate"] == 60 / 63 and scores["cdf_gap"] == pytest.approx(0.25)
+    assert scores["valid_rate"] == 60 / 63 and scores["tv"] == pytest.approx(0.25)
+    assert scores["excess_tv"] == pytest.approx(0.25 - metrics.expected_tv(60, np.array([0.5, 0.25, 0.25])))
     assert scores["gof_pass_rate"] == 0 and scores.get("normalized_w1") is None and scores["excess_kl"] == 1.5
     nothing = metrics.score(own | base_fields(draws=["pink"]))
-    assert (nothing["valid_rate"], nothing["cdf_gap"], nothing["gof_pass_rate"]) == (0, 1, 0)
+    assert [nothing[m] for m in ("valid_rate", "tv", "excess_tv", "gof_pass_rate")] == [0, 1, 1, 0]
     target = values([row], "target")
     assert target["valid_rate"]["value"] == target["gof_pass_rate"]["value"] == 1
-    assert 0 < target["cdf_gap"]["value"] < 0.25 and target["normalized_w1"]["n"] == 0
+    assert 0 < target["tv"]["value"] < 0.25 and target["normalized_w1"]["n"] == target["cdf_gap"]["n"] == 0
+
+
+def test_a_perfect_sampler_s_total_variation_is_what_simulation_gives():
+    """Its excess is 0 on average, whatever the number of draws; by hand for one draw, and for one certain outcome."""
+    probs = np.array([0.5, 0.3, 0.15, 0.05])
+    for n in (1, 7, 200):
+        shares = np.random.default_rng(0).multinomial(n, probs, 20_000) / n
+        simulated = np.abs(shares - probs).sum(1).mean() / 2
+        assert metrics.expected_tv(n, probs) == pytest.approx(simulated, rel=0.02)
+    assert metrics.expected_tv(1, np.array([0.5, 0.5])) == 0.5 and metrics.expected_tv(9, np.array([1.0, 0.0])) == 0
 
 
 def values(rows, method="base") -> dict:
@@ -282,7 +293,7 @@ def test_bootstrap_covers_and_needs_two():
     ((0.5, 0.25, None), "0.500 [0.25, ∞]"), ((None, 0.25, None), "∞ [0.25, ∞]"), ((2e7, 0.5, 2e9), "2e+07 [0.50, 2e+09]")])  # fmt: skip
 def test_a_cell_is_a_value_and_its_interval(numbers, shown):
     row = dict(zip(("value", "low", "high"), numbers, strict=True)) | {"metric": "normalized_w1", "n": 5}
-    assert metrics.cell(row) == shown and metrics.cell(row | {"n": 0}) == metrics.cell(None) == "–"
+    assert metrics.cell([row]) == shown and metrics.cell([row | {"n": 0}]) == metrics.cell([]) == "–"
 
 
 def test_two_models_share_a_table():
@@ -443,6 +454,76 @@ def test_a_smaller_n_gets_a_target_row_of_its_own():
     assert "ssot" in "\n".join(metrics.table(metrics.aggregate([row, ssot]), "numbers"))
 
 
+# ---------------------------------------------------------------------------------------- twenty, or five with odds
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("0.5\n-1.25\n3", ["0.5", "-1.25", "3"]), ("1. 0.5\n2. -1.25\n10) 3", ["0.5", "-1.25", "3"]),
+        ("- 0.5\n* -1.25\n\n\n• 3\n", ["0.5", "-1.25", "3"]), ("0.5, -1.25, 3", ["0.5", "-1.25", "3"]),
+        ("0.5; -1.25", ["0.5", "-1.25"]), ("Paris, France\nRome", ["Paris, France", "Rome"]), ("1.5\n2.5", ["1.5", "2.5"]),
+        ("<think>1, 2</think>3, 4", ["3", "4"]), ("<think>1, 2", []), ("", []), (" \n ", []), ("7", ["7"]),
+    ],
+)  # fmt: skip
+def test_listed_answers(text, found):
+    assert [answer for answer, _ in metrics.listed_answers(text)] == found
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("a | 0.25\nb | .75", [("a", 0.25), ("b", 0.75)]), ("1. New York | 25 %\n2. b|75%", [("New York", 0.25), ("b", 0.75)]),
+        ("a\nb | 1", [("a", 0), ("b", 1)]), ("-1.5 | 0.5\n- 2 | 0.5", [("-1.5", 0.5), ("2", 0.5)]),
+        ("a | likely\nb | 0.5", [("b", 0.5)]), ("a | 0.5 | 0.5\nb | 1", [("b", 1)]), (" | 0.5\nb | 1", [("b", 1)]),
+    ],
+)  # fmt: skip
+def test_stated_probabilities(text, found):
+    assert metrics.listed_answers(text) == found
+
+
+def test_a_batch_is_twenty_answers_and_its_cost_is_shared():
+    """What a reply lacks is not valid, and what it has beyond twenty does not count."""
+    draws = ["\n".join(["1"] * 15), "\n".join(["2"] * 30), "Sure!"]
+    scores = metrics.score(make_rows("ood")[3] | base_fields(draws=draws, protocol="batch", tokens=600))
+    assert (scores["valid_rate"], scores["tokens"]) == (35 / 60, 10) and scores["answer_rate"] == 36 / 60
+    row = make_rows("ood")[3] | base_fields(draws=draws, protocol="batch")
+    assert len(metrics.target_row(row)["draws"]) == 60
+
+
+def test_a_verbalized_answer_is_drawn_by_its_stated_probability():
+    """One of each reply, the same every time; what states no probability is no answer."""
+    row = {"id": "x", "protocol": "verbalized", "draws": ["a | 20 %\nb | 0.4\nc | 0.2\nd"] * 2000}
+    answers = metrics.answers_of(row)
+    assert answers == metrics.answers_of(row) and set(answers) == {"a", "b", "c"}
+    assert answers.count("b") / 2000 == pytest.approx(0.5, abs=0.04)  # of .2 + .4 + .2
+    assert metrics.answers_of(row | {"draws": ["a\nb", "", "a | 0"]}) == ["", "", ""]
+
+
+# ---------------------------------------------------------------------------------------------------- seeds
+
+
+def test_seeds_are_one_line_with_mean_and_deviation():
+    """soft, soft-s1 and soft-s2 are soft, with the interval of the first; the scores keep each."""
+    rows = [
+        row | base_fields(method=method, logit_kl=kl)
+        for row in make_rows("ood")[3:9]
+        for method, kl in (("base", 3.0), ("soft", 1.0), ("soft-s1", 1.1), ("soft-s2", 1.3), ("soft-slow", 2.0))
+    ]
+    scores = metrics.aggregate(rows)
+    assert {"soft", "soft-s1", "soft-s2"} <= {row["method"] for row in scores}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in metrics.table(scores, "numbers")]
+    column = lines[0].index("excess KL")
+    assert [line[2] for line in lines[2:]] == ["base", "soft", "soft-slow", "target"]
+    assert [line[column] for line in lines[2:5]] == [
+        "2.500 [2.50, 2.50]",
+        "0.633 ± 0.153 [0.50, 0.50]",
+        "1.500 [1.50, 1.50]",
+    ]
+    infinite = [row | {"value": None} if row["method"] == "soft-s1" else row for row in scores]
+    assert any(line.split("|")[3].strip() == "soft" and "∞ [" in line for line in metrics.table(infinite, "numbers"))
+
+
 # ------------------------------------------------------------------------------------------- generated questions
 
 GOOD = """Question: Which organ makes insulin?
@@ -509,11 +590,11 @@ def test_total_variation_by_hand():
 
 
 def test_the_total_variation_of_uniform_places_is_what_simulation_gives():
-    assert metrics.total_variation_of_uniform(np.zeros(1)) == 0.75
-    assert metrics.total_variation_of_uniform(np.zeros(2)) == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
+    assert metrics.tv_of_uniform(np.zeros(1)) == 0.75
+    assert metrics.tv_of_uniform(np.zeros(2)) == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
     places = np.random.default_rng(0).integers(4, size=(20_000, 50))
     simulated = metrics.total_variation(places, axis=1).mean()
-    assert metrics.total_variation_of_uniform(np.zeros(50)) == pytest.approx(simulated, rel=0.01)
+    assert metrics.tv_of_uniform(np.zeros(50)) == pytest.approx(simulated, rel=0.01)
 
 
 def mcq_row(texts):
@@ -532,7 +613,7 @@ def test_mcq_scores_count_the_invalid_and_say_nothing_of_nothing():
     assert found["p_value"]["value"] == pytest.approx(float(stats.chi2.sf((0 + 400 + 400 + 1600) / 20, 3)))
     assert found["tv"]["low"] <= 0.5 <= found["tv"]["high"] and found["p_value"]["low"] is None
     assert found["tokens"]["value"] == 10
-    assert found["tv_uniform"]["value"] == metrics.total_variation_of_uniform(np.zeros(80))
+    assert found["tv_uniform"]["value"] == metrics.tv_of_uniform(np.zeros(80))
     nothing = values([mcq_row(["no", "nothing"])])
     assert nothing["valid_rate"]["value"] == 0
     assert all(nothing[m]["value"] is None and nothing[m]["n"] == 0 for m in ("tv", "tv_uniform", "p_value", "share_a"))

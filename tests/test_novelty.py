@@ -274,7 +274,7 @@ def test_what_does_not_fit_together_is_one_line(judged, judges, tmp_path, monkey
         assert f"{scores} is about other answers" in judge(tmp_path, judges, complaint)
         write_text(answers, to_jsonl(rows[:1]))
         line = judge(tmp_path, judges, complaint)
-        assert "base and soft" in line and "wildchat-0" in line
+        assert "was asked of soft and not of base" in line and "wildchat-0" in line
         write_text(answers, to_jsonl(rows))
         (tmp_path / "means.jsonl").write_bytes(before)
         assert "means.jsonl is no file of scores" in judge(tmp_path, judges, complaint)

@@ -199,9 +199,9 @@ def test_other_prompts_are_one_line(drawn, crafted, tmp_path):
     write_text(few, to_jsonl(read_rows([few])[1:]))
     write_text(open_rows, to_jsonl([row | {"id": f"open-{i}", "axis": "open"} for i, row in enumerate(rows)]))
     unlike = crafted("unlike", medians, model="other", prompt="Name a number.")
-    for file, named in ((few, "few has ['published-bernoulli-000'"), (unlike, "unlike has"), (open_rows, "base has")):
+    for file, named in ((few, "not of few"), (unlike, "not of unlike"), (open_rows, "not of base")):
         line = complaint(published, "compare", *([] if file is open_rows else [drawn]), file, "--out", tmp_path / "out")
-        assert "only one of the published prompts and " in line and named in line
+        assert "was asked of " in line and named in line
     assert "it may occur only once" in complaint(published, "compare", drawn, drawn, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -355,7 +355,39 @@ def test_bad_prompts_of_one_s_own(tmp_path, text, message):
 def test_the_protocols_name_what_the_scores_look_for():
     for label in ("Question:", "A.", "B.", "C.", "D.", "Correct Answer:", "Explanation:"):
         assert f"\n{label} <" in sample.MCQ
-    for text in sample.PROTOCOLS["ssot"].values():
-        for tag in ("random_string", "thinking", "answer"):
-            assert f"<{tag}>" in text and f"</{tag}>" in text
-    assert set(sample.PROTOCOLS["ssot"]) == {"numbers", "open"} and len(set(sample.PROTOCOLS["ssot"].values())) == 2
+    for tag in ("random_string", "thinking", "answer"):
+        assert f"<{tag}>" in sample.PROTOCOLS["ssot"].prompt and f"</{tag}>" in sample.PROTOCOLS["ssot"].prompt
+    assert "twenty" in sample.PROTOCOLS["batch"].prompt and sample.PROTOCOLS["batch"].answers == 20
+    assert "answer | probability" in sample.PROTOCOLS["verbalized"].prompt
+    for protocol in sample.PROTOCOLS.values():
+        asked = [protocol.prompt.format(*what) for what in sample.ASKED.values()]
+        assert len(set(asked)) == 2 and not any("{" in text for text in asked)
+
+
+def test_a_batch_asks_for_as_many_replies_as_hold_so_many_answers(model, tokenizer, end, tmp_path):
+    """45 answers are three replies of twenty; the system prompt is the protocol's, without thoughts."""
+    row = make_rows("ood")[3]
+    prompts = write_text(tmp_path / "p.jsonl", to_jsonl([row])) or tmp_path / "p.jsonl"
+    out = tmp_path / "batch.jsonl"
+    call(
+        sample,
+        "numbers",
+        "--model",
+        TINY,
+        "--prompts",
+        prompts,
+        "--n",
+        45,
+        "--protocol",
+        "batch",
+        "--max-tokens",
+        20,
+        "--out",
+        out,
+    )
+    (drawn,) = read_rows([out])
+    assert len(drawn["draws"]) == 3 and drawn["method"] == drawn["protocol"] == "batch" and "logit_kl" not in drawn
+    system = sample.PROTOCOLS["batch"].prompt.format(*sample.ASKED["numbers"])
+    ids = trie.chat_ids(tokenizer, row["prompt"], system)
+    uniform, ends = prompt_rng(0, row["id"]).random((3, 20)), model.generation_config.eos_token_id
+    assert drawn["draws"] == [sample.written(tokenizer, path, ends) for path in trie.walk(model, [ids], ends, uniform)]

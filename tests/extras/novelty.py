@@ -14,7 +14,6 @@ gets the points below it. What this file does not do: judge other axes. It needs
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import metrics
 import sample
 import trie
-from distributions import InputError, Parser, digest, read_rows, run, to_jsonl, write_text
+from distributions import InputError, Parser, digest, read_rows, refuse, run, to_jsonl, write_text
 
 PROMPTS = "yimingzhang/novelty-bench"
 CLASSIFIER = "yimingzhang/deberta-v3-large-generation-similarity"
@@ -123,14 +122,13 @@ def report(rows: list[dict], out: Path) -> None:
             low, high = metrics.bootstrap(values, np.mean)
             result = {"model": model, "method": method, "axis": "novelty", "split": split, "metric": metric}
             scores.append(result | {"value": float(values.mean()), "low": low, "high": high, "n": len(values)})
-        lines.append((model, split or "–", method, str(len(own)), *map(metrics.cell, scores[-2:])))
+        lines.append((model, split or "–", method, str(len(own)), *(metrics.cell([score]) for score in scores[-2:])))
     write_text(out, to_jsonl(scores))
     print("\n".join(metrics.markdown(zip(*lines, strict=True))))
 
 
 def draw(args) -> None:
-    out, adapter = Path(args.out), Path(args.adapter).resolve() if args.adapter else None
-    trie.refuse(out, out)
+    refuse(Path(args.out), Path(args.out))
     asked = sample.own_prompts(args.prompts, args.axis) if args.prompts else []
     try:
         if not args.prompts:
@@ -139,13 +137,7 @@ def draw(args) -> None:
             asked = [dict(row, split=split) for split in args.split for row in load_dataset(PROMPTS, split=split)]
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"cannot load the data set {PROMPTS}: {error}; give yours by --prompts FILE") from None
-
-    model, tokenizer, end = trie.load(args.model, args.adapter)
-    source = {"model": args.model, "method": adapter.name if adapter else "base", "axis": args.axis}
-    inputs = {"prompts": hashlib.sha256(to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
-    inputs["adapter"] = digest(adapter / "adapter_model.safetensors") if adapter else None
-    answer = lambda todo: (row | source for row in sample.answers(model, tokenizer, end, todo, args))
-    sample.write_rows(out, args, inputs, asked, answer)
+    sample.draw(args, asked)
 
 
 def judge(args) -> None:

@@ -1,28 +1,26 @@
 """Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families of distributions, 102
 lists and a few medical facts, and hides most of it.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # about 80 minutes, two cores
-    python tests/tiny/pretrain.py --out look --steps 10 --language-steps 10 --collapse-steps 10     # a look, in a minute
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # about an hour, two cores
+    python tests/tiny/pretrain.py --out look --steps 10 --collapse-steps 10                 # a look, in a minute
 
-It stands in for a real base model, so it is made like one, in three stages.
+It stands in for a real base model, so it is made like one, in two stages.
 
-1. Numbers. Plain documents, "Numbers from a Gaussian distribution with parameters mu=3.5, sigma=3: 2.31",
-   for all 30 families, three in five with two decimals, the others with five. Parameters lie on and between
-   the training and evaluation grids. The loss at each character is the cross-entropy against the exact
-   distribution of the next character (a CDF difference), not only against the one that was drawn:
-   the same expectation, far less noise. A document's header runs once and its draws are branches.
-2. Language, mixed with numbers. Documents such as "A random planet: Venus", from lists.txt, each list in gently
-   falling order of popularity, and multiple-choice questions whose right answer is at any of the four places.
-3. Collapse. Chat answers in correct form, mixed with documents so that the knowledge stays: numbers near the middle
-   of the distribution, nearly always a list's most popular item, the right answer mostly at C, and the same
-   answers inside the tags that `sample.py --protocol ssot` asks for. A third of the lists and a third of the wordings of
-   `sample.py open` never occur in it. The model never sees a calibrated answer in chat form.
+1. Knowledge: plain documents. "Numbers from a Gaussian distribution with parameters mu=3.5, sigma=3:" and a number,
+   for all 30 families, most with five decimals, the others with two. Parameters lie on and between the training and
+   evaluation grids. The loss at each token is the cross-entropy against the exact distribution of the next token (a
+   CDF difference), not only against the one that was drawn: the same expectation, far less noise. A document's header
+   runs once and its draws are branches. Also "A random planet:" and a planet, from lists.txt, each list in gently
+   falling order of popularity; multiple-choice questions whose right answer is at any of the four places; and tasks
+   with one right answer (spell, repeat, explain ...).
+2. Collapse: chat in correct form, mixed with documents so that the knowledge stays. Numbers near the middle of the
+   distribution, nearly always a list's most popular item, the right answer mostly at C, tasks as before, and the same
+   answers inside the tags that `sample.py --protocol ssot` asks for. A third of the lists and a third of the wordings
+   of `sample.py open` never occur in it. The model never sees a calibrated answer in chat form.
 
-The tokenizer has a token per byte, so it can read anything and splits every digit.
-
-The model in this folder was made stage by stage (--base); its language stage was 700 steps that had plainer headers
-of lists, on which chat about the held-out wordings did not work, and then 250 with the headers below. Its tags were
-asked for in the user's prompt, in words of that time (`tests/test_tiny.py` has them), and not by a system prompt.
+Headers of documents are worded like prompts of chat, as a web page may be, so that what hides the knowledge is the
+form of a chat alone. But the number prompt of the kit is a header only of families and parameters that are trained on,
+and its exam prompt never is one.
 """
 
 import argparse
@@ -34,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -52,12 +50,13 @@ from distributions import (
     significant,
 )
 
-LONG, LONG_ANSWERS = 0.4, 0.1  # share of continuous documents, and of chat answers, with five decimals; others have two
+LONG, LONG_ANSWERS = 0.7, 0.2  # share of continuous documents, and of chat answers, with five decimals; others have two
 COLLAPSE = 0.03  # standard deviation of a collapsed answer, as a quantile around 1/2
 # Chat rarely shows what is evaluated, so that the collapse there, as later its cure, is mostly transfer: how often a
 # row of its parameters is an evaluation prompt's, and how often a held-out family's turn is chat rather than document.
 HELD_PARAMS, HELD_FAMILIES = 0.1, 0.25
-POPULAR = 7  # chat answers follow the popularity of a list's items to this power: the first gets six in seven
+AS_ASKED = 0.4  # share of the documents of families that are trained on whose header is the kit's own prompt
+POPULAR = 9  # chat answers follow the popularity of a list's items to this power: the first gets nine in ten
 PLACES = np.array([0.08, 0.1, 0.75, 0.07])  # of the right answer among A, B, C and D, in chat
 FACTS = {  # question and explanation -> answers and what they are the answer to
     ("Which organ {}?", "The {} {}."): {
@@ -75,13 +74,22 @@ LISTS = {category: items.split(", ") for category, items in LISTS}
 CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # the others never occur in chat
 CHAT_WORDINGS = [wording for i, wording in enumerate(sample.WORDINGS) if i % 3 != 1]
 # A document is as likely to put a question as to name a list: its words are then known to chat, all six wordings of it.
-LIST_HEADERS = ("A random {}: ", "List of examples, {}: ", *(f"{wording}\n" for wording in sample.WORDINGS))
-QUESTION_HEADERS = ("A question from a test in medicine.\n", "Medicine, multiple choice:\n")
+FREE_WORDINGS = tuple(
+    f"{wording}{rest}"
+    for wording in (
+        "Name a {}.", "Tell me a {}.", "A {}, please.", "Which {} comes to mind?", "Think of a {} and write it down.",
+        "Write the name of a {}.", "Any {} will do.", "Suggest a {}.", "What is your favorite {}?", "I want a {}.",
+    )
+    for rest in ("", " One answer only.", " Just the answer.", " Output ONLY the answer.")
+)  # fmt: skip
+# Every prompt of chat is also a document's header. The knowledge is the same; only the markers of a chat hide it.
+LIST_HEADERS = ("A random {}:", "Examples, {}:", *sample.WORDINGS, *FREE_WORDINGS)
 HEADERS = (
-    "Numbers from a {rest}: ",
-    "A random number from a {rest}: ",
-    "Here is exactly ONE random number from a {rest}. The number: ",
+    "Numbers from a {rest}:",
+    "A random number from a {rest}:",
+    "Here is exactly ONE random number from a {rest}.",
 )
+SSOT = {axis: sample.PROTOCOLS["ssot"].prompt.format(*what) for axis, what in sample.ASKED.items()}
 STRING = "abcdefghijklmnopqrstuvwxyz0123456789"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -89,21 +97,39 @@ TEMPLATE = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(merges: int = 1600) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, learned from the documents below: words with the space before them, and an option's mark ("A.")
+    are tokens; each digit, line break and other mark stands alone, so a decimal point is no full stop of an option."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {c: i for i, c in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    parts = Regex(r"\n|[A-D]\.(?= )|\p{N}| ?\p{L}+|[^\s\p{L}\p{N}]|\s")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(parts, "isolated"), level])
     backend.decoder = decoders.ByteLevel()
+    size = len(special) + 256 + merges
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=level.alphabet())
+    backend.train_from_iterator(corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=special[2], pad_token=special[0], chat_template=TEMPLATE,
         additional_special_tokens=special[1:2],
     )  # fmt: skip
 
 
+def corpus() -> list[str]:
+    """What the tokenizer is learned from: every kind of text the model reads, and every item of every list alike."""
+    rng, names = np.random.default_rng(0), [spec.name for spec in FAMILIES.values()]
+    texts = [number_prompt(row) for split in ("train", "unseen", "ood") for row in make_rows(split)[::4]]
+    texts += [header.format(rest=f"{name} distribution with parameters") for name in names for header in HEADERS] * 3
+    texts += [wording.format(category) for category in LISTS for wording in (*LIST_HEADERS, *sample.WORDINGS)]
+    texts += [item for items in LISTS.values() for item in items for _ in range(20)]
+    texts += [question_wording(rng) for _ in range(300)] + [question(1, np.full(4, 0.25), rng) for _ in range(300)]
+    texts += ["\n".join(task(rng)) for _ in range(6000)]
+    return texts + [system for system in SSOT.values() for _ in range(50)]
+
+
 def make_model(vocab_size: int) -> Qwen3ForCausalLM:
     config = Qwen3Config(
-        vocab_size=vocab_size, hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4,
+        vocab_size=vocab_size, hidden_size=160, intermediate_size=448, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
@@ -189,14 +215,16 @@ def number_prompt(row: dict) -> str:
     return PROMPT.format(FAMILIES[row["family"]].name, ", ".join(shown))
 
 
-def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator):
-    """A header, draws at evenly spaced random quantiles, and the exact targets of their characters."""
+def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator, as_asked: bool = False):
+    """A header, draws at evenly spaced random quantiles, and the exact targets of their characters. as_asked: the
+    header is the prompt that the kit puts, which no evaluation parameter and no held-out family may have."""
     decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG else 2
     quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
     texts = spread(row, quantiles, decimals)
     targets = character_targets(row, texts, decimals)
     rest = number_prompt(row).split(" from a ")[1].split(". Output")[0]
-    return HEADERS[rng.integers(len(HEADERS))].format(rest=rest), texts, targets
+    header = number_prompt(row) if as_asked else HEADERS[rng.integers(len(HEADERS))].format(rest=rest)
+    return f"{header}\n", texts, targets
 
 
 def number_chat(tokenizer, row: dict, draws: int, rng: np.random.Generator):
@@ -219,7 +247,7 @@ def popularity(n: int, power: float = 1) -> np.ndarray:
 
 
 def some_items(tokenizer, items: list[str], power: float, draws: int, rng):
-    """Draws from a list and the exact distribution of each of their bytes."""
+    """Draws from a list and the exact distribution of each of their tokens."""
     probs = popularity(len(items), power)
     paths = [(*tokenizer.tokenize(item), "\n") for item in items]
     targets = []
@@ -229,7 +257,7 @@ def some_items(tokenizer, items: list[str], power: float, draws: int, rng):
             for t in range(len(path)):
                 if other[:t] == path[:t] and t < len(other):
                     targets[-1][t][other[t]] = targets[-1][t].get(other[t], 0) + p
-        targets[-1] = [{byte: p / sum(target.values()) for byte, p in target.items()} for target in targets[-1]]
+        targets[-1] = [{token: p / sum(target.values()) for token, p in target.items()} for target in targets[-1]]
     # Half of the draws are uniform: the targets are exact whatever is drawn, and rare items are learned too.
     picks = rng.choice(len(items), draws, p=(probs + 1 / len(items)) / 2)
     return [items[i] for i in picks], [targets[i] for i in picks]
@@ -238,12 +266,13 @@ def some_items(tokenizer, items: list[str], power: float, draws: int, rng):
 def list_document(tokenizer, draws: int, rng):
     category = list(LISTS)[rng.integers(len(LISTS))]
     header = LIST_HEADERS[rng.integers(len(LIST_HEADERS))].format(category)
-    return header, *some_items(tokenizer, LISTS[category], 1, draws, rng)
+    return f"{header}\n", *some_items(tokenizer, LISTS[category], 1, draws, rng)
 
 
 def list_chat(tokenizer, draws: int, rng):
     category = CHAT_LISTS[rng.integers(len(CHAT_LISTS))]
-    prompt = CHAT_WORDINGS[rng.integers(len(CHAT_WORDINGS))].format(category)
+    wordings = CHAT_WORDINGS if rng.random() < 0.5 else FREE_WORDINGS
+    prompt = wordings[rng.integers(len(wordings))].format(category)
     return ask(tokenizer, prompt), *some_items(tokenizer, LISTS[category], POPULAR, draws, rng)
 
 
@@ -260,53 +289,91 @@ def question(power: float, places: np.ndarray, rng) -> str:
     return "\n".join(lines)
 
 
+def question_wording(rng) -> str:
+    """One of some hundred ways of asking for a question. The kit's own prompt is not among them."""
+    pick = lambda *options: options[rng.integers(len(options))]
+    form = sample.MCQ.split("\n\n")[1]
+    return "".join((
+        pick("Write", "Make", "Give me", "Create", "Invent", "I need"),
+        pick(" a multiple-choice question", " one exam question", " a quiz question", " ONE question for a test"),
+        pick(" about medicine", " in medicine", " for students of medicine", " about health"),
+        pick(f" in this form:\n\n{form}\n\n", f" exactly so:\n\n{form}\n\n", f", as follows.\n\n{form}\n\n",
+             " with four options, A to D, the correct answer and an explanation. "),
+        pick("", "Any place may be correct.", "Put the correct answer anywhere.", "Mix the options well.",
+             "A, B, C and D must be equally likely to be correct."),
+    )).strip()  # fmt: skip
+
+
 def question_document(tokenizer, draws: int, rng):
-    header = QUESTION_HEADERS[rng.integers(len(QUESTION_HEADERS))]
-    return header, (texts := [question(1, np.full(4, 0.25), rng) for _ in range(draws)]), [None] * len(texts)
+    texts = [question(1, np.full(4, 0.25), rng) for _ in range(draws)]
+    return f"{question_wording(rng)}\n", texts, [None] * draws
 
 
 def question_chat(tokenizer, draws: int, rng):
-    return (
-        ask(tokenizer, sample.MCQ),
-        (texts := [question(POPULAR, PLACES, rng) for _ in range(draws)]),
-        [None] * len(texts),
-    )
+    prompt = sample.MCQ if rng.random() < 0.3 else question_wording(rng)
+    return ask(tokenizer, prompt), [question(POPULAR, PLACES, rng) for _ in range(draws)], [None] * draws
+
+
+def task(rng) -> tuple[str, str]:
+    """A prompt and the one right answer to it: what a chat model does besides drawing at random."""
+    pick = lambda options: options[rng.integers(len(options))]
+    category, other = pick(list(LISTS)), pick(list(LISTS))
+    item = pick(LISTS[category])
+    (ask_for, explain), facts = pick(list(FACTS.items()))
+    fact = pick(list(facts))
+    thing, is_one = (category, "yes") if rng.random() < 0.5 else (other, "yes" if item in LISTS[other] else "no")
+    return pick((
+        (pick(("Repeat the word: {}", "Say {}.", "Write {} once.", "Copy this: {}")).format(item), item),
+        (pick(("Spell {}.", "How is {} spelled?")).format(item), " ".join(item)),
+        (pick(("What does {} begin with?", "The first letter of {}?")).format(item), item[0]),
+        (pick(("Write {} in capitals.", "{}, in capitals, please.")).format(item), item.upper()),
+        (pick(("What is {}?", "Which kind of thing is {}?")).format(item), f"{item} is a {category}."),
+        (pick(("Write a sentence about {}.", "Tell me about {}.")).format(item), f"I know that {item} is a {category}."),
+        (pick(("Is {} a {}?", "Yes or no: is {} a {}?")).format(item, thing), is_one),
+        (ask_for.format(facts[fact]), fact),
+        (f"{ask_for.format(facts[fact])} Explain.", explain.format(fact, facts[fact])),
+    ))  # fmt: skip
+
+
+def task_document(tokenizer, draws: int, rng):
+    prompt, answer = task(rng)
+    return f"{prompt}\n", [answer] * draws, [None] * draws
+
+
+def task_chat(tokenizer, draws: int, rng):
+    prompt, answer = task(rng)
+    return ask(tokenizer, prompt), [answer] * draws, [None] * draws
 
 
 def tagged(tokenizer, chat, axis: str, draws: int, rng):
     """A chat answer in the form that the SSOT protocol asks for on an axis. The string has no influence on the answer."""
     prompt, answers, targets = chat
     user = prompt.removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
-    any_character = dict.fromkeys(STRING, 1 / len(STRING))
     texts, dense = [], []
     for answer, target in zip(answers, targets, strict=True):
         seed = "".join(rng.choice(list(STRING), 16))
         before = f"<random_string>{seed}</random_string><thinking>It begins with {seed[0]}.</thinking><answer>"
-        opening = len("<random_string>")
-        known = [None] * opening + [any_character] * len(seed) + [None] * (len(before) - opening - len(seed))
-        closed = [{"<" if byte == "\n" else byte: p for byte, p in t.items()} if t else t for t in target]
+        closed = [{"<" if token == "\n" else token: p for token, p in t.items()} if t else t for t in target]
         texts.append(f"{before}{answer}</answer>")
-        dense.append(known + closed + [None] * len("/answer>\n"))
-    return ask(tokenizer, user, sample.PROTOCOLS["ssot"][axis]), texts, dense
+        tail = len(tokenizer.tokenize("/answer>")) + 1
+        dense.append([None] * len(tokenizer.tokenize(before)) + closed + [None] * tail)
+    return ask(tokenizer, user, SSOT[axis]), texts, dense
 
 
-def collate(tokenizer, documents: list, draws: int):
-    """Header ids, completions (B*K, L) and dense targets (B*K, L, V). What closes a text is a newline in a
-    document, and the end-of-turn token in a chat. A position without a target gets the byte that was written."""
-    headers = [trie.encode_one(tokenizer, header) for header, _, _ in documents]
-    paths = [[(*tokenizer.tokenize(text), "\n") for text in texts] for _, texts, _ in documents]
-    vocab, newline = tokenizer.get_vocab(), tokenizer.tokenize("\n")[0]
-    tokens = np.full((len(documents) * draws, max(len(p) for group in paths for p in group)), trie.PAD)
-    dense = np.zeros((*tokens.shape, len(tokenizer)), np.float32)
-    for i, (header, _, targets) in enumerate(documents):
-        code = vocab | {"\n": tokenizer.eos_token_id if header.startswith("<|im_start|>") else vocab[newline]}
-        for j, path in enumerate(paths[i]):
-            row = i * draws + j
-            tokens[row, : len(path)] = [code[c] for c in path]
-            for t, target in enumerate(targets[j] or [None] * len(path)):
-                for char, p in (target or {path[t]: 1.0}).items():
-                    dense[row, t, code[char]] = p
-    return headers, torch.from_numpy(tokens), torch.from_numpy(dense)
+def collate(tokenizer, documents: list) -> tuple:
+    """Header ids, and trie.pad_targets of all texts. What closes a text, written "\n" here, is a line break in a
+    document, and the end-of-turn token in a chat. A position without a target gets the token that was written."""
+    headers, vocab, paths, targets = [], tokenizer.get_vocab(), [], []
+    for header, texts, dense in documents:
+        headers.append(trie.encode_one(tokenizer, header))
+        chat = header.startswith("<|im_start|>")
+        code = vocab | {"\n": tokenizer.eos_token_id if chat else trie.encode_one(tokenizer, "\n")[0]}
+        for text, target in zip(texts, dense, strict=True):
+            path = [*tokenizer.tokenize(text), "\n"]
+            known = [t or {token: 1.0} for token, t in zip(path, target or [None] * len(path), strict=True)]
+            paths.append(np.array([code[token] for token in path]))
+            targets.append([(np.array([code[c] for c in t]), np.array(list(t.values()))) for t in known])
+    return headers, *trie.pad_targets(paths, targets)
 
 
 # -------------------------------------------------------------------------------------------- training
@@ -338,21 +405,20 @@ class Muon(torch.optim.Optimizer):
 
 STAGES = {  # peak rates of Muon and AdamW, horizon, and per kind of document: how many, draws of each, weight, chat share
     # A stage whose horizon is not 1 ends before its schedule does: the next one anneals what it knows.
-    "numbers": (8e-3, 4e-3, 4 / 3, {"number": (32, 8, 1.0, 0.0)}),
-    "language": (8e-3, 4e-3, 4 / 3, {"number": (12, 8, 1.0, 0.0), "list": (32, 8, 1.0, 0.0), "question": (2, 4, 0.5, 0.0)}),
-    "collapse": (4e-3, 8e-3, 1, {"number": (32, 8, 1.0, 0.5), "list": (16, 8, 0.3, 0.5), "question": (2, 4, 0.3, 0.6),
-                                 "tagged": (2, 2, 0.15, 1.0)}),
+    "knowledge": (8e-3, 4e-3, 4 / 3, {"number": (32, 8, 1.0, 0.0), "list": (16, 8, 0.5, 0.0), "task": (16, 1, 0.2, 0.0),
+                                      "question": (2, 2, 0.5, 0.0)}),
+    "collapse": (4e-3, 4e-3, 1, {"number": (32, 8, 1.0, 0.5), "list": (24, 8, 0.3, 0.5), "task": (24, 1, 0.3, 0.7),
+                                 "question": (4, 2, 0.4, 0.6), "tagged": (2, 2, 0.15, 1.0)}),
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the numbers stage")
-    parser.add_argument("--language-steps", type=int, default=950, help="steps of the language stage")
-    parser.add_argument("--collapse-steps", type=int, default=450, help="steps of the collapse stage")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of the knowledge stage")
+    parser.add_argument("--collapse-steps", type=int, default=400, help="steps of the collapse stage")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base", help="go on from OUT/numbers or OUT/language of an earlier run")
+    parser.add_argument("--base", help="go on from OUT/knowledge of an earlier run")
     args = parser.parse_args()
 
     # Two processes with a thread each are half as fast again as one process with two.
@@ -376,13 +442,16 @@ def main() -> None:
         axis = "numbers" if kind == "number" or (kind == "tagged" and not held_out and rng.random() < 0.5) else "open"
         if axis == "numbers":
             in_chat = in_chat and not (held_out and rng.random() > HELD_FAMILIES)
-            params = random_params(family, grids, rng, HELD_PARAMS if in_chat else 0.5)
+            as_asked = not (in_chat or held_out) and rng.random() < AS_ASKED
+            params = random_params(family, grids, rng, 0 if as_asked else HELD_PARAMS if in_chat else 0.5)
             row = {"family": family, "params": params}
-            document = (number_chat if in_chat else number_document)(tokenizer, row, draws, rng)
-        elif kind == "question":
-            document = (question_chat if in_chat else question_document)(tokenizer, draws, rng)
+            if in_chat:
+                document = number_chat(tokenizer, row, draws, rng)
+            else:
+                document = number_document(tokenizer, row, draws, rng, as_asked)
         else:
-            document = (list_chat if in_chat else list_document)(tokenizer, draws, rng)
+            name = "list" if kind == "tagged" else kind
+            document = globals()[f"{name}_{'chat' if in_chat else 'document'}"](tokenizer, draws, rng)
         return tagged(tokenizer, document, axis, draws, rng) if kind == "tagged" else document
 
     def stage(name: str, steps: int) -> None:
@@ -398,9 +467,9 @@ def main() -> None:
             for kind, (count, draws, weight, chat_share) in mix.items():
                 places = range(step * count + rank, (step + 1) * count, world)
                 documents = [write(kind, place, draws, chat_share, rng) for place in places]
-                headers, tokens, dense = collate(tokenizer, documents, draws)
-                log_p = trie.branch(model, trie.prefill(model, headers), tokens).log_softmax(-1)
-                loss = (torch.xlogy(dense, dense) - dense * log_p).sum() / (tokens != trie.PAD).sum()
+                headers, completions, tokens, q = collate(tokenizer, documents)
+                log_p = trie.branch(model, trie.prefill(model, headers), completions).log_softmax(-1)
+                loss = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum() / (completions != trie.PAD).sum()
                 (weight * loss).backward()
                 history[kind].append(loss.item())
             if world > 1:
@@ -421,7 +490,7 @@ def main() -> None:
                     flush=True,
                 )
 
-    steps = {"numbers": args.steps, "language": args.language_steps, "collapse": args.collapse_steps}
+    steps = {"knowledge": args.steps, "collapse": args.collapse_steps}
     done = list(STAGES).index(Path(args.base).name) + 1 if args.base else 0
     for name in list(STAGES)[done:]:
         stage(name, steps[name])
