@@ -13,6 +13,7 @@ from conftest import ENV, TINY, call
 sys.path.insert(0, str(Path(__file__).parent / "solutions"))
 
 import exact
+import lists
 import make_forks
 import onpolicy
 import reverse
@@ -22,7 +23,7 @@ import sample
 import train_hard
 import train_soft
 import trie
-from distributions import canonical_outputs, make_rows, read_rows, to_jsonl, write_text
+from distributions import canonical_outputs, make_rows, read_prompts, read_rows, to_jsonl, write_text
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,28 @@ def test_an_on_policy_path_is_the_models_draw_up_to_the_end_of_the_trie(model, t
             assert np.array_equal(ours, theirs) and np.array_equal(q, right)
         left += longest < len(own)
     assert len({tuple(answer["path"].tolist()) for answer in item["answers"]}) > 10 and 0 < left
+
+
+def test_lists_of_one_s_own_are_sixty_ten_of_them_held_out(tokenizer, end, tmp_path):
+    """The weights in the prompt are the target, no held-out list is trained on, and every list trains both ways."""
+    call(lists, "--out", tmp_path)
+    rows = {name: read_prompts([tmp_path / f"{name}.jsonl"]) for name in ("train", "unseen", "ood")}
+    trained, held = ([row for row in rows[name] if "outputs" in row] for name in ("train", "unseen"))
+    assert (len(trained), len(held)) == (50, 10) and len(rows["train"]) == 1988 + 50
+    assert rows["ood"] == make_rows("ood") and not {r["prompt"] for r in trained} & {r["prompt"] for r in held}
+    for row in trained + held:
+        shown = ", ".join(f"{text} ({p * 100:.0f} %)" for text, p in zip(row["outputs"], row["probs"], strict=True))
+        assert shown in row["prompt"] and sum(row["probs"]) == pytest.approx(1) and min(row["probs"]) > 0
+    for module in (train_soft, train_hard):
+        example = module.prepare(tokenizer, end, trained[0], 200, np.random.default_rng(0))
+        drawn = [tokenizer.decode(answer["path"][:-1]) for answer in example["answers"]]
+        assert set(drawn) <= set(trained[0]["outputs"])
+        share = drawn.count(trained[0]["outputs"][0]) / 200
+        assert share == pytest.approx(trained[0]["probs"][0], abs=0.12)
+    assert all(
+        answer["floor"] == 0
+        for answer in train_soft.prepare(tokenizer, end, held[0], 1, np.random.default_rng(0))["answers"]
+    )
 
 
 @pytest.fixture(scope="module")
