@@ -124,7 +124,7 @@ def test_models_are_ranked_and_ours_are_marked(drawn, crafted, compared):
     assert names[-1] == PERFECT and w1[:-1] == sorted(w1[:-1], reverse=True) and names[-2] == bold["truth"]
 
     always, true, perfect = table[bold["middle"]], table[bold["truth"]], table[PERFECT]
-    assert list(always) == ["norm. W1", "above 1, of 15", "draws", "CDF gap", "valid"]
+    assert list(always) == ["norm. W1", "of 7 new", "above 1, of 15", "draws", "CDF gap", "valid"]
     assert [*list(always.values())[:3], always["valid"]] == ["1.00", "0", "50", "1.00"]
     assert 0.5 <= float(always["CDF gap"]) < 0.6  # about half of the target is on either side
     assert float(true["norm. W1"]) < 0.02 and true["draws"] == perfect["draws"] == "1000"
@@ -144,8 +144,8 @@ def test_a_method_without_a_valid_draw_is_infinite_and_drawn(crafted, compared):
     half = crafted("half", lambda row: ["no number"] * 20 if row["family"] == "gamma" else medians(row))
     table, _, panel = compared(half, silent)
     assert list(table)[0] == "**tiny, silent**"
-    assert list(table["**tiny, silent**"].values()) == ["∞", "15", "20", "1.00", "0.00"]
-    assert list(table["**tiny, half**"].values())[:3] == ["1.00", "1", "20–50"]
+    assert list(table["**tiny, silent**"].values()) == ["∞", "∞", "15", "20", "1.00", "0.00"]
+    assert list(table["**tiny, half**"].values())[:4] == ["1.00", "1.00", "1", "20–50"]
     assert table["**tiny, half**"]["valid"] == "0.93"  # 14 of 15
 
     names = [label.get_text() for label in panel.get_yticklabels()]
@@ -182,6 +182,13 @@ def test_what_was_trained_on_is_computed(drawn, compared, monkeypatch):
         monkeypatch.setitem(FAMILIES, family, FAMILIES[family]._replace(train=()))
     new, same = compared(drawn)[1][0].rstrip(".").split(". In the training grid with exactly these parameters: ")
     assert "Bernoulli" in new and "Gaussian" in new and "Uniform" not in new and same == "none"
+
+
+def test_what_was_not_trained_on_has_a_median_of_its_own(crafted, compared):
+    """Perfect on the eight that are in the training grid, no better than the median on the seven others."""
+    grid = {row["prompt"] for row in make_rows("train")}
+    table, _, _ = compared(crafted("grid", lambda row: (quantiles if row["prompt"] in grid else medians)(row)))
+    assert float(table["**tiny, grid**"]["norm. W1"]) < 0.02 and table["**tiny, grid**"]["of 7 new"] == "1.00"
 
 
 def test_two_models_of_several_methods_stand_in_one_table(drawn, crafted, compared):

@@ -7,8 +7,9 @@
 published.jsonl, beside this file, has each model's W1 and draws, from the paper "Large Language Models Are Bad Dice
 Players" (ACL 2026). `prompts` asks for the same in this kit's words. `compare` sorts these models and those of rows of
 sample.py (bold), worst first, by the median of W1 / E|X - median|, on both sides with the target's canonical outputs;
-above 1 is worse than always answering the median. CDF gap (median) and valid (mean) are not published. The picture has
-a dot for each distribution and a mark at the median. It needs requirements-extras.txt.
+above 1 is worse than always answering the median. "of N new" is the median over those that the kit does not train on.
+CDF gap (median) and valid (mean) are not published. The picture has a dot for each distribution and a mark at the
+median. It needs requirements-extras.txt.
 What this file does not do: ask the published models anything, or in the words in which they were asked.
 """
 
@@ -59,13 +60,15 @@ def measured(name: str, ink: str, rows: list[dict]) -> Sampler:
     return Sampler(name, ink, w1, [len(row["draws"]) for row in rows], np.median(gaps), np.mean(rates))
 
 
-def table(samplers: list[Sampler]) -> list[str]:
-    lines = [["model", "norm. W1", f"above 1, of {len(samplers[0].w1)}", "draws", "CDF gap", "valid"]]
+def table(samplers: list[Sampler], new: list[bool]) -> list[str]:
+    """new: which of the distributions the kit does not train on."""
+    lines = [["model", "norm. W1", f"of {sum(new)} new", f"above 1, of {len(new)}", "draws", "CDF gap", "valid"]]
     for one in samplers:
         draws = "–".join(map(str, sorted({min(one.draws), max(one.draws)})))
-        scores = (np.median(one.w1), one.gap, one.valid)
-        w1, *others = (short(x if x is None else {"n": 1, "value": None if x == np.inf else x}) for x in scores)
-        lines.append([one.name, w1, str(np.sum(np.round(one.w1, 2) > 1)), draws, *others])  # to what is published
+        scores = (np.median(one.w1), np.median(np.array(one.w1)[new]), one.gap, one.valid)
+        shown = [short(x if x is None else {"n": 1, "value": None if x == np.inf else x}) for x in scores]
+        above = str(np.sum(np.round(one.w1, 2) > 1))  # rounded to what is published
+        lines.append([one.name, *shown[:2], above, draws, *shown[2:]])
     return metrics.markdown(zip(*lines, strict=True))
 
 
@@ -101,11 +104,12 @@ def compare(files: list[str], out: Path) -> None:
     most = {row["id"]: row for row in sorted(rows, key=lambda row: len(row["draws"]))}  # as many draws as the most
     samplers.append(measured("a perfect sampler", "black", [metrics.target_row(row) for row in most.values()]))
 
-    grid = {row["prompt"] for row in dist.make_rows("train")}
-    new = ", ".join(dist.FAMILIES[row["family"]].name for row in asked if not dist.FAMILIES[row["family"]].train)
-    same = ", ".join(dist.FAMILIES[row["family"]].name for row in asked if row["prompt"] in grid) or "none"
+    grid, families = {row["prompt"] for row in dist.make_rows("train")}, dist.FAMILIES
+    new = ", ".join(families[row["family"]].name for row in asked if not families[row["family"]].train)
+    same = ", ".join(families[row["family"]].name for row in asked if row["prompt"] in grid) or "none"
     training = f"Of a family never trained on: {new}. In the training grid with exactly these parameters: {same}."
-    lines, figure = [*table(samplers), "", training, "", CAUTION], picture(plt, samplers)
+    shown = table(samplers, [row["prompt"] not in grid for row in asked])
+    lines, figure = [*shown, "", training, "", CAUTION], picture(plt, samplers)
     dist.write_text(out / "published.md", "\n".join(lines) + "\n")
     figure.savefig(out / "published.png", dpi=130, facecolor="white")  # white: dark pages too
     plt.close(figure)

@@ -9,6 +9,8 @@
 <!-- perplexity --> … <!-- /perplexity --> of the texts of retention.py --texts
 <!-- exercises --> … <!-- /exercises -->  the forks of tests/solutions, from --exercises FILE
 <!-- decimals --> … <!-- /decimals -->    the same of decimals.jsonl, scores of other decimals and bins
+<!-- rivals --> … <!-- /rivals -->        prompts against training, of rivals.jsonl
+<!-- published --> … <!-- /published -->   the table of published.py, from published.md beside the folders
 
 Reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its perplexity.jsonl where there is
 one. Of the markers, a file may have some.
@@ -86,10 +88,13 @@ def perplexity(folders: list[Path]) -> list[str]:
     return metrics.markdown(zip(*lines, strict=True))
 
 
-def exercises(scores: list[dict]) -> list[str]:
-    """A table of methods: excess KL, norm. W1 and valid, each for unseen parameters and held-out families."""
+EXERCISES = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
+RIVALS = {"normalized_w1": "norm. W1", "cdf_gap": "CDF gap", "valid_rate": "valid", "tokens": "tokens an answer"}
+
+
+def exercises(scores: list[dict], names: dict[str, str] = EXERCISES) -> list[str]:
+    """A table of methods and metrics, each for unseen parameters and held-out families."""
     cells = {(row["method"], row["split"], row["metric"]): row for row in scores}
-    names = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
     lines = [["method", *(f"{name} (unseen, held-out)" for name in names.values())]]
     for method in dict.fromkeys(row["method"] for row in scores):
         pairs = [[short(cells.get((method, split, name))) for split in ("unseen", "ood")] for name in names]
@@ -129,6 +134,10 @@ def main() -> None:
         blocks["exercises"] = exercises(read_rows([args.exercises], keys))
     for ablation in (folder / "decimals.jsonl" for folder in folders if (folder / "decimals.jsonl").exists()):
         blocks["decimals"] = exercises(read_rows([ablation], keys))
+    for rivals in (folder / "rivals.jsonl" for folder in folders if (folder / "rivals.jsonl").exists()):
+        blocks["rivals"] = exercises(read_rows([rivals], keys), RIVALS)
+    if (published := folders[0].parent / "published.md").exists():
+        blocks["published"] = published.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     rewrite(Path(args.file), blocks)
 
 

@@ -215,6 +215,17 @@ def number_prompt(row: dict) -> str:
     return PROMPT.format(FAMILIES[row["family"]].name, ", ".join(shown))
 
 
+def number_wording(rng) -> str:
+    """One of some hundred ways of announcing a number. The kit's own prompt is not among them."""
+    if rng.random() < 0.4:
+        return HEADERS[rng.integers(len(HEADERS))]
+    pick = lambda *options: options[rng.integers(len(options))]
+    verb = pick("Draw", "Give me", "Write", "Choose", "Please generate", "Sample", "Return", "I need", "Pick")
+    what = pick("ONE number", "a random number", "exactly ONE number", "one value", "a random value", "a single number")
+    end = pick(".", ":", ". Only the number.", ". Output a number.", ". Write ONLY the value.", ". Nothing else.")
+    return f"{verb} {what} from a {{rest}}{end}"
+
+
 def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator, as_asked: bool = False):
     """A header, draws at evenly spaced random quantiles, and the exact targets of their characters. as_asked: the
     header is the prompt that the kit puts, which no evaluation parameter and no held-out family may have."""
@@ -223,7 +234,7 @@ def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator, 
     texts = spread(row, quantiles, decimals)
     targets = character_targets(row, texts, decimals)
     rest = number_prompt(row).split(" from a ")[1].split(". Output")[0]
-    header = number_prompt(row) if as_asked else HEADERS[rng.integers(len(HEADERS))].format(rest=rest)
+    header = number_prompt(row) if as_asked else number_wording(rng).format(rest=rest)
     return f"{header}\n", texts, targets
 
 
