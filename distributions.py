@@ -217,15 +217,14 @@ def canonical_outputs(row: dict, max_bins: int = MAX_BINS) -> tuple[list[str], n
 
 def sample_outputs(row: dict, n: int, rng: np.random.Generator, max_bins: int | None):
     """n draws from a row's canonical outputs, without computing all of these: texts, and `perfect` of each (n,). A draw
-    is moved to the nearest output, so each has exactly its probability. max_bins=None: to any value of the lattice."""
+    is moved to the nearest output, so each has its probability. max_bins=None: to any value of the lattice."""
     if "outputs" in row:
         drawn = rng.choice(len(row["probs"]), n, p=row["probs"])
         return [row["outputs"][i] for i in drawn], np.array(row["probs"], float)[drawn]
     cdf, unit, first, last = lattice(row)
     values = distribution(row).rvs(size=n, random_state=rng) * unit
-    if max_bins is None:
-        values = np.rint(values).clip(first, last).astype(np.int64)
-    else:
+    values = np.rint(values).clip(first, last).astype(np.int64) if max_bins is None else values
+    if max_bins is not None:
         kept, middles = thin(first, last, max_bins)
         values = kept[np.searchsorted(middles, values)]
     return to_texts(values, unit), cdf(values + 0.5) - cdf(values - 0.5)
@@ -274,17 +273,11 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
     def name(row):
         if not all(isinstance(row[key], str) for key in keys):
             raise InputError(f"{', '.join(keys)} must be texts")
+        texts = {text for text in row.get("outputs", ()) if text and text == text.strip()}
         if "outputs" not in row:
             lattice({"family": None, "params": None} | row)
-        elif (
-            not 2
-            <= len({t for t in row["outputs"] if t and t == t.strip()})
-            == len(row["outputs"])
-            == len(row["probs"])
-        ):
-            raise InputError(
-                "outputs must be two or more different texts without outer spaces, and probs a number each"
-            )
+        elif not 2 <= len(texts) == len(row["outputs"]) == len(row["probs"]):
+            raise InputError("outputs must be two or more different texts without outer spaces, probs a number each")
         elif not (min(row["probs"]) >= 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
             raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):.9g}")
         return f"id {row['id']!r}"

@@ -50,8 +50,8 @@ def processes() -> PartialState:
 
 
 def load(name: str, adapter: str | Path | None = None) -> tuple:
-    """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter if one is given, and its end token. All that
-    end a drawn answer: model.generation_config.eos_token_id. Raises InputError for what is missing or does not fit."""
+    """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter if one is given, and its end token. Drawing
+    ends at any of generation_config.eos_token_id. Raises InputError for a model or adapter that is missing or unfit."""
     device = processes().device
     options = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}  # which is slow on a CPU
     try:
@@ -246,8 +246,6 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
 class RoomyLayer(DynamicLayer):
     """A layer of the KV cache with room behind its tokens, (2, R, H, S, D), where new ones do not move the others."""
 
-    room = None
-
     def update(self, keys, values, *args, **kwargs):
         old, new = self.keys.shape[2], self.keys.shape[2] + keys.shape[2]
         if self.room is None or self.room.shape[3] < new:
@@ -298,14 +296,14 @@ def extend(model, prefix: Prefix, tokens: torch.Tensor) -> tuple[Prefix, torch.T
     """Read tokens (R, T) after the prefix, whose cache is used up: the longer Prefix, and the logits (R, T, V)."""
     mask = torch.cat([prefix.mask, torch.ones_like(tokens)], 1)
     positions = prefix.mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
-    options = {"position_ids": positions, "past_key_values": prefix.cache, "use_cache": True}
-    out = model(input_ids=tokens, attention_mask=mask, **options)
+    options = {"attention_mask": mask, "position_ids": positions, "past_key_values": prefix.cache}
+    out = model(input_ids=tokens, use_cache=True, **options)
     return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
 
 
 def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
     """Logits (B*K, L, V) of K completions per prefix row: position t predicts token t. They and their gradient equal,
-    up to rounding, those of whole rows. completions (B*K, L), the K of a row side by side, with PAD behind short ones."""
+    up to rounding, those of whole rows. completions (B*K, L): the K of a row side by side, PAD behind short ones."""
     rows = torch.arange(len(completions), device=completions.device) // (len(completions) // len(prefix.mask))
     logits = [(forked := prefix.fork(rows)).logits[:, None]]
     if completions.shape[1] > 1:
