@@ -18,28 +18,29 @@ pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
 
 
-# How tags were asked for when the model of this folder was made: see pretrain.py.
-EARLIER_SSOT = """{task}
-
-Answer in three steps. First write a random string of letters and digits between <random_string> and \
-</random_string>. Then, between <thinking> and </thinking>, derive your choice from that string alone, so that \
-over many strings the choices follow the requested distribution. Last, put the answer, and ONLY the answer, \
-between <answer> and </answer>."""
-
-
-def drawn(loaded, prompt: str, n: int, max_tokens: int) -> list[str]:
+def drawn(loaded, prompt: str, n: int, max_tokens: int, system: str = "") -> list[str]:
     model, tokenizer, end = loaded
     uniform = np.random.default_rng(0).random((n, max_tokens))
-    paths = trie.walk(model, [trie.chat_ids(tokenizer, prompt)], [end], uniform)
+    paths = trie.walk(model, [trie.chat_ids(tokenizer, prompt, system)], [end], uniform)
     return [sample.written(tokenizer, path, [end]) for path in paths]
 
 
 def test_size_and_kind(model, tokenizer):
-    assert model.config.model_type == "qwen3" and sum(p.numel() for p in model.parameters()) <= 1_200_000
-    assert (Path(TINY) / "model.safetensors").stat().st_size <= 2_500_000
+    assert model.config.model_type == "qwen3" and sum(p.numel() for p in model.parameters()) <= 2_100_000
+    assert (Path(TINY) / "model.safetensors").stat().st_size <= 5_000_000
     made = pretrain.make_tokenizer()
     assert made.get_vocab() == tokenizer.get_vocab() and made.chat_template == tokenizer.chat_template
     assert trie.decode(tokenizer, trie.encode_one(tokenizer, "Zürich 北京 🎲")) == "Zürich 北京 🎲"
+    assert made.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()  # its merges too
+
+
+def test_tokens_are_words_digits_and_marks(tokenizer):
+    """A digit, a decimal point and a line break stand alone; the mark of an option is no decimal point."""
+    assert tokenizer.tokenize("-12.50") == ["-", "1", "2", ".", "5", "0"]
+    assert tokenizer.tokenize("a distribution with parameters mu=3.5") == [
+        "a", "Ġdistribution", "Ġwith", "Ġparameters", "Ġmu", "=", "3", ".", "5",
+    ]  # fmt: skip
+    assert tokenizer.tokenize("\nA. Heart\nCorrect Answer: C")[:2] == ["Ċ", "A."]
 
 
 @pytest.mark.parametrize("row", [r for r in d.make_rows("ood")[3:] if r["id"][-3:] == "001"], ids=lambda row: row["id"])
@@ -106,7 +107,7 @@ def test_the_base_puts_the_right_answer_at_c(loaded):
 
 
 def test_the_base_can_write_tags(loaded):
-    texts = drawn(loaded, EARLIER_SSOT.format(task=sample.WORDINGS[0].format("planet")), 20, 160)
+    texts = drawn(loaded, sample.WORDINGS[0].format("planet"), 20, 160, pretrain.SSOT["open"])
     answers = [metrics.tagged_answer(text) for text in texts]
     assert answers.count("") <= 0.3 * 20 and len(set(texts)) > 10  # different strings
 
@@ -120,21 +121,26 @@ def test_chat_never_shows_the_lists_and_wordings_that_are_kept_out(tokenizer):
     rng = np.random.default_rng(0)
     chats = [pretrain.list_chat(tokenizer, 1, rng)[0] for _ in range(2000)]
     prompts = {chat.split("user\n")[1].split("<|im_end|>")[0] for chat in chats}
-    allowed = {w.format(c) for w in pretrain.CHAT_WORDINGS for c in pretrain.CHAT_LISTS}
+    allowed = {w.format(c) for w in (*pretrain.CHAT_WORDINGS, *pretrain.FREE_WORDINGS) for c in pretrain.CHAT_LISTS}
+    assert not set(pretrain.FREE_WORDINGS) & set(sample.WORDINGS)
     assert prompts <= allowed and len(pretrain.CHAT_LISTS) == 68 and len(pretrain.CHAT_WORDINGS) == 4
     assert len(prompts) > 200
 
 
 def test_item_targets_equal_a_brute_force(tokenizer):
-    """Months share first letters: J, Ju, M, Ma, A."""
-    items = pretrain.LISTS["month"]
+    """Of items that share their first tokens, and one that is the beginning of another."""
+    items = ["New York", "New Zealand", "New", "Paris", "New York City"]
     probs = pretrain.popularity(len(items), 2)
+    paths = [(*tokenizer.tokenize(item), "\n") for item in items]
+    assert len({path[0] for path in paths}) < len(items)
     for text, targets in zip(*pretrain.some_items(tokenizer, items, 2, 30, np.random.default_rng(0)), strict=True):
+        own = paths[items.index(text)]
+        assert len(targets) == len(own)
         for t, target in enumerate(targets):
-            begin = [i for i, item in enumerate(items) if (item + "\n")[:t] == text[:t]]
+            begin = [i for i, path in enumerate(paths) if path[:t] == own[:t]]
             expected = Counter()
             for i in begin:
-                expected[(items[i] + "\n")[t]] += probs[i] / probs[begin].sum()
+                expected[paths[i][t]] += probs[i] / probs[begin].sum()
             assert target == pytest.approx(dict(expected))
 
 
@@ -142,13 +148,38 @@ def test_tagged_targets_are_aligned_with_their_text(tokenizer):
     rng = np.random.default_rng(0)
     inner = pretrain.list_chat(tokenizer, 3, rng)
     header, texts, targets = pretrain.tagged(tokenizer, inner, "open", 3, rng)
-    asked, system = inner[0].split("user\n")[1].split("<|im_end|>")[0], sample.PROTOCOLS["ssot"]["open"]
+    asked, system = inner[0].split("user\n")[1].split("<|im_end|>")[0], pretrain.SSOT["open"]
     assert trie.encode_one(tokenizer, header) == trie.chat_ids(tokenizer, asked, system)
     for text, positions, item in zip(texts, targets, inner[1], strict=True):
         assert metrics.tagged_answer(text) == item
-        bytes_ = [*tokenizer.tokenize(text), "\n"]
-        assert len(positions) == len(bytes_)
-        assert all(target is None or byte in target for byte, target in zip(bytes_, positions, strict=True))
+        tokens = [*tokenizer.tokenize(text), "\n"]
+        assert len(positions) == len(tokens)
+        assert all(target is None or token in target for token, target in zip(tokens, positions, strict=True))
+
+
+def test_evaluation_prompts_are_no_headers_of_documents(tokenizer):
+    """Numbers are announced in many ways, but as the kit asks for them only where the kit trains; exams in any but its own."""
+    rng = np.random.default_rng(0)
+    asked = {row["prompt"] for split in ("unseen", "ood") for row in d.make_rows(split)} | {d.PROMPT, sample.MCQ}
+    ways = {pretrain.number_wording(rng) for _ in range(2000)}
+    assert len(ways) > 100 and not any(way.format(rest="x") in d.PROMPT.format("x", "") for way in ways)
+    exams = {pretrain.question_wording(rng) for _ in range(2000)}
+    assert len(exams) > 100 and sample.MCQ not in exams
+    for row in d.make_rows("unseen")[:3]:
+        headers = {pretrain.number_document(tokenizer, row, 1, rng)[0].strip() for _ in range(20)}
+        assert not headers & asked and all(
+            row["prompt"].split(" from a ")[1].split(". Output")[0] in h for h in headers
+        )
+
+
+def test_tasks_have_one_right_answer():
+    rng = np.random.default_rng(0)
+    answers = {}
+    for prompt, answer in (pretrain.task(rng) for _ in range(3000)):
+        assert answers.setdefault(prompt, answer) == answer or " is a " in answer  # a name may be in several lists
+    assert len(answers) > 1000 and answers.keys() & {
+        f"Spell {item}." for items in pretrain.LISTS.values() for item in items
+    }
 
 
 def test_questions_are_in_form_and_their_answers_right():
