@@ -4,8 +4,7 @@
 
 A model asked for "ONE random number from a Gaussian distribution with parameters mu=3.5, sigma=3" can print only
 finitely many answers. This file says which strings those are and how probable each one should be. Families, grids and
-prompts are those of the paper (arXiv 2605.11845), but that parameters are rounded to 4 significant digits, and the
-rounded numbers define the target: prompt and target agree exactly, and prompts stay short.
+prompts are the paper's (arXiv 2605.11845), but with 4 significant digits: the rounded numbers define the target too.
 A prompt is a row `{"id", "split", "family", "params", "prompt"}`, and every function here takes the row. A row may say
 `"decimals": 2` (default 5), or bring a target of its own, `"outputs"` (texts) and `"probs"`, in place of a family.
 What this file does not do: know tokens or models, or guess. What is impossible is an InputError that says so.
@@ -19,6 +18,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,14 +46,20 @@ class Family(NamedTuple):
     ood: Iterable[tuple] = ()  # a family with these is never trained on
     args: Callable[..., tuple] = lambda *values: values  # parameters -> arguments of `dist` (shapes, loc, scale)
 
+    def prompt(self, params: dict) -> str:
+        """The paper's prompt, with the parameters in plain decimals."""
+        shown = (f"{name}={np.format_float_positional(params[name], trim='-')}" for name in self.params.split())
+        return PROMPT.format(self.name, ", ".join(shown))
+
 
 lin, geo = np.linspace, np.geomspace
 product = lambda *axes, repeat=1: list(itertools.product(*axes, repeat=repeat))
+scale_alone = lambda scale: (0, scale)  # arguments of the many families that have no location
+shape_scale = lambda shape, scale: (shape, 0, scale)
 
 LOCATION_SCALE = product(lin(-2, 2, 11), geo(0.5, 2, 11))
 BINOMIAL_P = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
 
-# fmt: off
 FAMILIES = {
     "uniform": Family("Uniform", "a b", stats.uniform,
         [(a, a + w) for a in lin(-5, 2, 11) for w in lin(1, 5, 11)], [(3.5, 10.5)], args=lambda a, b: (a, b - a)),
@@ -71,20 +77,17 @@ FAMILIES = {
     "triangular": Family("Triangular", "a c b", stats.triang,
         [(a, a + w * m, a + w) for a in lin(-3, 1, 5) for w in lin(1, 5, 5) for m in (.1, .3, .5, .7, .9)], [(2.5, 6, 9.5)],
         args=lambda a, c, b: ((c - a) / (b - a), a, b - a)),
-    "rayleigh": Family("Rayleigh", "sigma", stats.rayleigh,
-        product(geo(.5, 2, 25)), [(3,)], args=lambda sigma: (0, sigma)),
+    "rayleigh": Family("Rayleigh", "sigma", stats.rayleigh, product(geo(.5, 2, 25)), [(3,)], args=scale_alone),
     "cauchy": Family("Cauchy", "x0 gamma", stats.cauchy, LOCATION_SCALE, [(3.5, 3)]),
-    "student_t": Family("Student's t", "nu", stats.t,
-        product((2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10)), [(16,)]),
+    "student_t": Family("Student's t", "nu", stats.t, product((2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10)), [(16,)]),
     "chi_square": Family("Chi-Square", "nu", stats.chi2,
         product((2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20)), [(32,)]),
     "f_distribution": Family("F-Distribution", "d1 d2", stats.f, product((3, 5, 7, 10), (5, 10, 15, 20)), [(12, 24)]),
-    "gamma": Family("Gamma", "alpha beta", stats.gamma,
-        product(geo(1, 5, 11), repeat=2), [(7, 7)], args=lambda alpha, beta: (alpha, 0, beta)),
+    "gamma": Family("Gamma", "alpha beta", stats.gamma, product(geo(1, 5, 11), repeat=2), [(7, 7)], args=shape_scale),
     "laplace": Family("Laplace", "mu b", stats.laplace, LOCATION_SCALE, [(3.5, 3)]),
     "logistic": Family("Logistic", "mu s", stats.logistic, LOCATION_SCALE, [(3.5, 3)]),
     "pareto": Family("Pareto", "alpha xm", stats.pareto,
-        product((2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5), geo(.5, 2, 11)), [(6.5, 3.5)], args=lambda alpha, xm: (alpha, 0, xm)),
+        product((2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5), geo(.5, 2, 11)), [(6.5, 3.5)], args=shape_scale),
     "hypergeometric": Family("Hypergeometric", "M K N", stats.hypergeom,
         [(M, round(M * f), N) for M in (30, 50, 80) for N in (5, 10, 15) for f in (.2, .35, .5, .65, .8)], [(100, 50, 20)]),
     "gumbel": Family("Gumbel", "mu beta", stats.gumbel_r, LOCATION_SCALE, [(3.5, 3)]),
@@ -92,21 +95,19 @@ FAMILIES = {
     "beta_binomial": Family("Beta-Binomial", "n alpha beta", stats.betabinom,
         product((10, 20, 30), geo(.5, 5, 5), geo(.5, 5, 5)), [(40, 6.5, 6.5)]),
     "lomax": Family("Lomax", "alpha lambda", stats.lomax,
-        product(geo(1.5, 4, 11), geo(.5, 3, 11)), [(6, 4.5)], args=lambda alpha, scale: (alpha, 0, scale)),
+        product(geo(1.5, 4, 11), geo(.5, 3, 11)), [(6, 4.5)], args=shape_scale),
     "inverse_gaussian": Family("Inverse Gaussian", "mu lambda", stats.invgauss,
         product(geo(.5, 3, 11), geo(.5, 5, 11)), [(5, 7)], args=lambda mu, lam: (mu / lam, 0, lam)),
     # Held out: never trained on.
     "bernoulli": Family("Bernoulli", "p", stats.bernoulli, ood=[(.1,), (.5,), (.9,)]),
     "poisson": Family("Poisson", "lambda", stats.poisson, ood=[(1,), (4,), (12,)]),
-    "weibull": Family("Weibull", "k lambda", stats.weibull_min,
-        ood=[(.5, .5), (1.5, 1.5), (3, 3)], args=lambda k, scale: (k, 0, scale)),
-    "maxwell": Family("Maxwell", "scale", stats.maxwell, ood=[(.75,), (1.5,), (2.5,)], args=lambda scale: (0, scale)),
+    "weibull": Family("Weibull", "k lambda", stats.weibull_min, ood=[(.5, .5), (1.5, 1.5), (3, 3)], args=shape_scale),
+    "maxwell": Family("Maxwell", "scale", stats.maxwell, ood=[(.75,), (1.5,), (2.5,)], args=scale_alone),
     "chi": Family("Chi", "df", stats.chi, ood=[(2,), (5,), (10,)]),
     "truncnorm": Family("TruncNorm", "mu sigma lower upper", stats.truncnorm,
         ood=[(0, 1, -1, 1), (0, 1, -2, 2), (1, 1.5, -1, 2)],
         args=lambda mu, sigma, low, high: ((low - mu) / sigma, (high - mu) / sigma, mu, sigma)),
-}
-# fmt: on
+}  # fmt: skip
 
 
 def significant(x: float) -> int | float:
@@ -125,29 +126,23 @@ def make_rows(split: str, decimals: int = DECIMALS) -> list[dict]:
     for family, spec in FAMILIES.items():
         for i, values in enumerate(getattr(spec, split)):
             params = dict(zip(spec.params.split(), map(significant, values), strict=True))
-            shown = (f"{name}={np.format_float_positional(value, trim='-')}" for name, value in params.items())
             row = {"id": f"{split}-{family}-{i:03d}", "split": split, "family": family, "params": params}
             row |= {"decimals": decimals} if decimals != DECIMALS else {}
-            rows.append(row | {"prompt": PROMPT.format(spec.name, ", ".join(shown))})
+            rows.append(row | {"prompt": spec.prompt(params)})
     return rows
 
 
 def distribution(row: dict):
-    """The row's distribution, as scipy's frozen one. Raises InputError for an unknown family, a missing or surplus
-    parameter, or values that scipy knows no support for."""
+    """The row's distribution, as scipy's frozen one. Raises InputError if there is none with its family and params."""
     family, params = row["family"], row["params"]
-    if family not in FAMILIES:
+    if not (spec := FAMILIES.get(family)):
         raise InputError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
-    spec = FAMILIES[family]
     if set(params) != set(names := spec.params.split()):
         raise InputError(f"{family} takes the parameters {', '.join(names)}, got {params}")
-    try:
-        with np.errstate(all="ignore"):
-            dist = spec.dist(*spec.args(*(params[name] for name in names)))
-            if not np.isnan(dist.support()).any():
-                return dist
-    except (ArithmeticError, TypeError, ValueError):  # a division by zero, or a text
-        pass
+    with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):  # a division by zero, or a text
+        dist = spec.dist(*spec.args(*(params[name] for name in names)))
+        if not np.isnan(dist.support()).any():
+            return dist
     raise InputError(f"{family}: there is none with {params}")
 
 
@@ -157,16 +152,13 @@ def is_discrete(row: dict) -> bool:
 
 def lattice(row: dict) -> tuple:
     """What can be printed: (cdf, unit, first, last), the values k / unit for integers k from first to last, and cdf(k).
-
     They lie between the .001 and .999 quantiles or, of a discrete family, end where its support ends, and then the ends
-    take the tails. unit is 10^decimals, or 1. Raises InputError, also for fewer than two values or too large ones.
-    """
+    take the tails. unit is 10^decimals, or 1. Raises InputError, also for fewer than two values or too large ones."""
     dist, discrete = distribution(row), is_discrete(row)
     unit = 1 if discrete else 10 ** row.get("decimals", DECIMALS)
     with np.errstate(all="ignore"):
-        low, high = dist.ppf([TAIL, 1 - TAIL]) * unit
-    if discrete:
-        low, high = (end if np.isfinite(end) else x for end, x in zip(dist.support(), (low, high), strict=True))
+        ends = np.where(discrete & np.isfinite(dist.support()), dist.support(), dist.ppf([TAIL, 1 - TAIL]))
+        low, high = ends * unit
     if not max(abs(low), abs(high)) < 2**53:
         raise InputError(f"{row['family']}: its values are too large to compute with, {row['params']}")
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
@@ -192,14 +184,12 @@ def to_texts(values: np.ndarray, unit: int) -> list[str]:
     """
     if unit == 1:
         return [str(v) for v in values.tolist()]
-    signs, digits = np.where(values < 0, "-", "").tolist(), len(str(unit)) - 1
-    whole, part = (column.tolist() for column in np.divmod(np.abs(values), unit))
-    return [f"{sign}{w}.{p:0{digits}d}" for sign, w, p in zip(signs, whole, part, strict=True)]
+    digits = len(str(unit)) - 1
+    return [f"{'-' * (v < 0)}{abs(v) // unit}.{abs(v) % unit:0{digits}d}" for v in values.tolist()]
 
 
 def canonical_outputs(row: dict, max_bins: int = MAX_BINS) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Every canonical output of a row: texts, in ascending value, probs (N,), which sum to 1, and perfect (N,).
-
     probs is the target: of the lattice's values, thinned to max_bins, each has the probability of all that is nearer to
     it than to its neighbours. perfect is what a perfect sampler prints, which spreads over all values; trie.kl_floor.
 
@@ -217,14 +207,16 @@ def canonical_outputs(row: dict, max_bins: int = MAX_BINS) -> tuple[list[str], n
 
 def sample_outputs(row: dict, n: int, rng: np.random.Generator, max_bins: int | None):
     """n draws from a row's canonical outputs, without computing all of these: texts, and `perfect` of each (n,). A draw
-    is moved to the nearest output, so each has its probability. max_bins=None: to any value of the lattice."""
+    is moved to the nearest output, so each has exactly its probability. max_bins=None: to any value of the lattice."""
     if "outputs" in row:
-        drawn = rng.choice(len(row["probs"]), n, p=row["probs"])
-        return [row["outputs"][i] for i in drawn], np.array(row["probs"], float)[drawn]
+        texts, probs, perfect = canonical_outputs(row)
+        drawn = rng.choice(len(texts), n, p=probs)
+        return [texts[i] for i in drawn], perfect[drawn]
     cdf, unit, first, last = lattice(row)
     values = distribution(row).rvs(size=n, random_state=rng) * unit
-    values = np.rint(values).clip(first, last).astype(np.int64) if max_bins is None else values
-    if max_bins is not None:
+    if max_bins is None:
+        values = np.rint(values).clip(first, last).astype(np.int64)
+    else:
         kept, middles = thin(first, last, max_bins)
         values = kept[np.searchsorted(middles, values)]
     return to_texts(values, unit), cdf(values + 0.5) - cdf(values - 0.5)
@@ -247,8 +239,7 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
 
 
 def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Callable[[dict], str] | None = None):
-    """Rows of JSONL files, each an object with `keys`. name(row) checks a row and names it; names occur only once.
-    Raises InputError with file:line."""
+    """Rows of JSONL files with `keys`. name(row) checks and names a row, no two alike. InputErrors say file:line."""
     rows, seen = [], {}
     for path in paths:
         for number, line in enumerate(Path(path).read_bytes().splitlines() or [b""], 1):
@@ -267,22 +258,23 @@ def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Calla
     return rows
 
 
+def prompt_name(row: dict) -> str:
+    """What read_rows calls a number prompt. Raises InputError if it cannot be asked or scored."""
+    if not all(isinstance(row[key], str) for key in ("id", "split", "prompt")):
+        raise InputError("id, split, prompt must be texts")
+    texts = {text for text in row.get("outputs", ()) if text and text == text.strip()}
+    if "outputs" not in row:
+        lattice({"family": None, "params": None} | row)
+    elif not 2 <= len(texts) == len(row["outputs"]) == len(row["probs"]):
+        raise InputError("outputs must be two or more different texts without outer spaces, and probs a number each")
+    elif not (min(row["probs"]) >= 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
+        raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):.9g}")
+    return f"id {row['id']!r}"
+
+
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
-    """Number prompts of several files, checked. limit: keep only so many, evenly spaced, so that families stay mixed."""
-
-    def name(row):
-        if not all(isinstance(row[key], str) for key in keys):
-            raise InputError(f"{', '.join(keys)} must be texts")
-        texts = {text for text in row.get("outputs", ()) if text and text == text.strip()}
-        if "outputs" not in row:
-            lattice({"family": None, "params": None} | row)
-        elif not 2 <= len(texts) == len(row["outputs"]) == len(row["probs"]):
-            raise InputError("outputs must be two or more different texts without outer spaces, probs a number each")
-        elif not (min(row["probs"]) >= 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
-            raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):.9g}")
-        return f"id {row['id']!r}"
-
-    rows = read_rows(paths, keys := ("id", "split", "prompt"), name)
+    """Number prompts of several files. limit: keep only so many, evenly spaced, so that families stay mixed."""
+    rows = read_rows(paths, ("id", "split", "prompt"), prompt_name)
     return rows if limit is None else [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]
 
 

@@ -5,10 +5,8 @@
 Reads rows of sample.py; writes a row {model, method, axis, split, metric, value, low, high, n} for each metric, and
 prints tables. Of number prompts the value is the mean within a family and the median over families (of rates the mean),
 of open prompts the mean (of the support the median), of `mcq` over all draws; low and high a 95 % bootstrap interval
-over families, prompts or draws. Infinity is null, and ∞ in the tables. The method "target" is as many draws from the
-true distribution: what sampling noise leaves. Tables have the mean ± standard deviation of the seeds (soft, soft-s1).
-
-Choices: W1 is divided by what always answering the median scores; nothing valid is an infinite W1, and counts.
+over families, prompts or draws. Nothing valid is an infinite W1, and counts; infinity is null. The method "target" is
+as many draws from the true distribution: what sampling noise leaves. Tables have seeds (soft, soft-s1) as mean ± sd.
 What this file does not do: run a model, or know how rows were made.
 """
 
@@ -16,7 +14,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +24,8 @@ import distributions as dist
 
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "‹": "›", "„": "“", "「": "」"}
-LABEL = re.compile(r"^((?i:question:|correct answer:)|[A-H][.)](?=\s))", re.MULTILINE)
-FORM = ["question", "a", "b", "c", "d", "correct answer"]
-AGAIN = re.compile("^(question|correct answer):", re.MULTILINE | re.IGNORECASE)
+LABEL = re.compile(r"^((?i:question:|correct answer:|explanation:)|[A-H][.)](?=\s))", re.MULTILINE)
+FORM = re.compile("question:a.b.c.d.correct answer:explanation:([a-h].)*")  # an explanation may have such lines too
 
 
 def without_thoughts(text: str) -> str:
@@ -46,12 +43,11 @@ def tagged_answer(text: str) -> str:
     """
     final = "<|channel|>final<|message|>" in text
     text = re.split("</random_string>|</thinking>", without_thoughts(text))[-1]
-    if final and not re.search("</?(answer|thinking|random_string)>", text):
-        return text.strip()
-    found = re.findall(r"<answer>((?:(?!</?answer>).)*)</answer>", text, re.DOTALL)
-    tags = [text.count(tag) for tag in ("<answer>", "</answer>", "<random_string>", "<thinking>")]
-    contents = {content.strip() for content in found}
-    return contents.pop() if len(contents) == 1 and tags == [len(found), len(found), 0, 0] else ""
+    before, *parts = re.split("<(/?answer|thinking|random_string)>", text)  # text, tag, text, tag, text ...
+    tags, contents = parts[::2], {part.strip() for part in parts[1::4]}
+    if final and not tags:
+        return before.strip()
+    return contents.pop() if len(contents) == 1 and tags == ["answer", "/answer"] * (len(tags) // 2) else ""
 
 
 def listed_answers(text: str) -> list[tuple[str, float]]:
@@ -93,7 +89,7 @@ def parse_number(text: str, low: float, high: float, discrete: bool) -> float | 
 
 def parse_answer(text: str) -> str | None:
     """An open answer: the first line with text, after thoughts and code fences, without outer quotes and marks; None if
-    it was cut off or has no letter, digit or pictograph.
+    it was cut off or has no letter, digit or pictograph ("\ufffd", which is what is not UTF-8, is none).
 
     >>> parse_answer('**"Paris"**'), parse_answer("Well, there are so many…")
     ('Paris', None)
@@ -108,7 +104,6 @@ def parse_answer(text: str) -> str | None:
         if answer[0] in inside or answer[-1] in inside:
             break
         answer = answer[1:-1].strip("*_` ")
-    # "\ufffd" is what is not UTF-8
     return answer if any(c.isalnum() or unicodedata.category(c) == "So" for c in answer if c != "\ufffd") else None
 
 
@@ -117,11 +112,9 @@ def parse_question(text: str) -> int | None:
     fields, each once, in order, at the start of a line, with text in each and none before. Marks of bold and headings,
     "A)" for "A.", several lines, a letter followed by its own option do not hurt."""
     text = re.sub(r"\*\*|__|^[ #]+", "", without_thoughts(text), flags=re.MULTILINE)
-    text, *explanations = re.split(r"^explanation:", text, flags=re.MULTILINE | re.IGNORECASE)
-    before, *fields = LABEL.split(text)
-    labels, bodies = [label.rstrip(":.)").lower() for label in fields[::2]], [body.strip() for body in fields[1::2]]
-    filled = all(any(c.isalnum() for c in body) for body in [*bodies, *explanations])
-    if before.strip() or labels != FORM or len(explanations) != 1 or AGAIN.search(explanations[0]) or not filled:
+    before, *fields = LABEL.split(text, maxsplit=7)
+    labels, bodies = "".join(LABEL.findall(text)).lower(), [body.strip() for body in fields[1::2]]
+    if before.strip() or not FORM.fullmatch(labels) or not all(any(c.isalnum() for c in body) for body in bodies):
         return None
     options = [body.strip(" .").casefold() for body in bodies[1:5]]
     answer = re.fullmatch(r"\(?([A-D])\b\W*(.*)", bodies[5], re.DOTALL)
@@ -130,8 +123,8 @@ def parse_question(text: str) -> int | None:
 
 
 def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
-    """W1(values, support with probs) / E|X - median| of the latter: 0 perfect, 1 as bad as always the median. Defined
-    for Cauchy and Bernoulli(.1), where variance or IQR fail. values (N,), support and probs (M,)."""
+    """W1(values, support with probs) / E|X - median| of the latter: 0 perfect, 1 as bad as always the median. A choice:
+    defined for Cauchy and Bernoulli(.1), where variance or IQR fail. values (N,), support and probs (M,)."""
     median = support[np.searchsorted(np.cumsum(probs), 0.5)]
     return stats.wasserstein_distance(values, support, None, probs) / float(probs @ np.abs(support - median))
 
@@ -159,21 +152,19 @@ def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) 
 
 def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
     texts, probs, _ = dist.canonical_outputs(row)
-    if listed := "outputs" in row:  # a list has no order: a value is a place in it
-        values = [texts.index(text) for text in map(str.strip, answers) if text in texts]
-        support = np.arange(len(texts))
+    if "outputs" in row:  # a list has no order: a value is a place in it
+        values = np.array([texts.index(text) for text in map(str.strip, answers) if text in texts])
+        support, n = np.arange(len(texts)), len(values)
+        tv = total_variation(values, probs=probs) if n else 1.0
+        scores = {"tv": tv, "excess_tv": tv - expected_tv(n, probs) if n else 1.0}
     else:
         discrete, (low, high) = dist.is_discrete(row), dist.distribution(row).support()
         values = [value for answer in answers if (value := parse_number(answer, low, high, discrete)) is not None]
-        support = np.array(texts, float)
-    values, n = np.array(values), len(values)
-    scores = {"valid_rate": n / len(answers), "gof_pass_rate": float(n > 0 and fits(values, row, support, probs))}
-    if listed:
-        tv = np.abs(np.bincount(values, minlength=len(texts)) / n - probs).sum() / 2 if n else 1.0
-        scores |= {"tv": tv, "excess_tv": tv - expected_tv(n, probs) if n else 1.0}
-    else:
-        scores["normalized_w1"] = normalized_w1(values, support, probs) if n else np.inf
+        values, support, n = np.array(values), np.array(texts, float), len(values)
+        scores = {"normalized_w1": normalized_w1(values, support, probs) if n else np.inf}
         scores["cdf_gap"] = cdf_gap(values, support, probs) if n else 1.0
+    scores["valid_rate"] = n / len(answers)
+    scores["gof_pass_rate"] = float(n > 0 and fits(values, row, support, probs))
     if "logit_kl" in row:  # the excess is form, and shape above the floor, which belongs to it
         kl, floor, form = row["logit_kl"], row["logit_kl_floor"], row["logit_kl_form"]
         scores |= {"logit_kl": kl, "logit_kl_floor": floor, "excess_kl": kl - floor}
@@ -182,10 +173,9 @@ def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
 
 
 def score_open(row: dict, answers: list[str]) -> dict[str, float]:
-    counts = Counter(parse_answer(answer) for answer in answers)
-    valid = len(answers) - counts.pop(None, 0)
-    scores = {"valid_rate": valid / len(answers), "unique_rate": len(counts) / len(answers)}
-    scores |= {"support_90": row.get("support_90")}
+    counts, n = Counter(map(parse_answer, answers)), len(answers)
+    valid = n - counts.pop(None, 0)
+    scores = {"valid_rate": valid / n, "support_90": row.get("support_90"), "unique_rate": len(counts) / n}
     if valid:
         bare = sum(count for answer, count in counts.items() if NUMBER.fullmatch(answer))
         scores |= {"top_share": max(counts.values()) / valid, "number_rate": bare / valid}
@@ -217,9 +207,10 @@ def target_row(row: dict, name: str = "target") -> dict:
     return row | {"method": name, "draws": texts, "tokens": None, "protocol": None} | exact
 
 
-def total_variation(places: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Total variation from uniform of places 0..3 (..., N), along an axis: 1/2 sum over places |share - 1/4|."""
-    return sum(np.abs((places == place).mean(axis) - 0.25) for place in range(4)) / 2
+def total_variation(places: np.ndarray, axis: int = -1, probs: Sequence = (0.25,) * 4) -> np.ndarray:
+    """Total variation of places 0..M-1 (..., N), along an axis, from probs (M,): 1/2 sum over places |share - prob|."""
+    shares = np.stack([(places == place).mean(axis) for place in range(len(probs))], -1)
+    return np.abs(shares - probs).sum(-1) / 2
 
 
 def expected_tv(n: int, probs: np.ndarray) -> float:
@@ -230,7 +221,7 @@ def expected_tv(n: int, probs: np.ndarray) -> float:
 
 
 tv_of_uniform = lambda places: expected_tv(len(places), np.full(4, 0.25))
-uniform_p_value = lambda places: float(stats.chisquare(np.bincount(places, minlength=4)).pvalue)
+uniform_p_value = lambda places: stats.chisquare(np.bincount(places, minlength=4)).pvalue
 METRICS = {  # axis -> metric -> heading, statistic over families, prompts or draws
     "numbers": {
         "normalized_w1": ("norm. W1", np.median), "cdf_gap": ("CDF gap", np.median),
@@ -238,18 +229,15 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or dr
         "logit_kl": ("logit KL", np.median), "logit_kl_floor": ("its floor", np.median),
         "excess_kl": ("excess KL", np.median), "form_kl": ("of it form", np.median), "shape_kl": ("shape", np.median),
         "valid_rate": ("valid", np.mean), "gof_pass_rate": ("GOF pass", np.mean),
-        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean),
-    },
+        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)},
     "open": {
         "valid_rate": ("valid", np.mean), "support_90": ("support 90 %", np.median), "unique_rate": ("unique", np.mean),
         "top_share": ("top answer", np.mean), "number_rate": ("numbers", np.mean),
-        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean),
-    },
+        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)},
     "mcq": {
         "valid_rate": ("valid", np.mean), "tv": ("TV", total_variation), "tv_uniform": ("TV of uniform", tv_of_uniform),
         "p_value": ("p", uniform_p_value), **{f"share_{x}": (x.upper(), np.mean) for x in "abcd"},
-        "tokens": ("tokens", np.mean),
-    },
+        "tokens": ("tokens", np.mean)},
 }  # fmt: skip
 
 
@@ -258,32 +246,26 @@ def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[f
     if len(values) < 2 or statistic in (tv_of_uniform, uniform_p_value):
         return None, None
     picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(statistic(values[picks], axis=1), [0.025, 0.975], method="inverted_cdf")
-    return float(low), float(high)
-
-
-def add_targets(rows: list[dict]) -> list[dict]:
-    """The rows and, for the numbers among them, their target rows: one set for each count of answers."""
-    numbers, targets = [row for row in rows if row["axis"] == "numbers"], {}
-    counts = [len(answers_of(row)) for row in numbers]
-    for row, n in sorted(zip(numbers, counts, strict=True), key=lambda pair: "logit_kl" not in pair[0]):
-        name = "target" if n == max(counts) else f"target, n={n}"
-        targets.setdefault((row["model"], name, row["id"]), row)
-    return rows + [target_row(row, name) for (_, name, _), row in targets.items()]
+    return tuple(np.quantile(statistic(values[picks], axis=1), [0.025, 0.975], method="inverted_cdf").tolist())
 
 
 def aggregate(rows: list[dict]) -> list[dict]:
-    """Score rows of every (axis, model, method, split) and metric, target rows included, in order of appearance."""
+    """Score rows of every (axis, model, method, split) and metric; also of targets, a set for each count of answers."""
+    numbers, asked = [row for row in rows if row["axis"] == "numbers"], {}
+    for row in sorted(numbers, key=lambda row: "logit_kl" not in row):
+        asked.setdefault((row["model"], len(answers_of(row)), row["id"]), row)
+    most = max((n for _, n, _ in asked), default=0)
+    targets = [target_row(row, "target" if n == most else f"target, n={n}") for (_, n, _), row in asked.items()]
+
     groups, out = {}, []
-    for row in add_targets(rows):
+    for row in rows + targets:
         groups.setdefault((row["axis"], row["model"], row["method"], row.get("split")), []).append(row)
     for (axis, model, method, split), members in groups.items():
         scored = [(row.get("family", row["id"]) if axis == "numbers" else row["id"], score(row)) for row in members]
         for metric, (_, statistic) in METRICS[axis].items():
             units = {}  # what the bootstrap resamples: a family, a prompt or a draw
             for unit, scores in scored:
-                value = scores.get(metric)
-                for i, one in enumerate(value if isinstance(value, list) else [value]):
+                for i, one in enumerate(np.atleast_1d(scores.get(metric))):
                     if one is not None:
                         units.setdefault((unit, i), []).append(one)
             values = np.array([own[0] if len(own) == 1 else np.mean(own) for own in units.values()])
@@ -300,11 +282,10 @@ def cell(seeds: list[dict]) -> str:
         return "–"
     short = lambda x, digits: "∞" if x is None else f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"
     values = [row["value"] for row in seeds]
-    shown = short(None if None in values else float(np.mean(values)), 3)
-    if len(values) > 1 and None not in values:
-        shown += f" ± {short(float(np.std(values, ddof=1)), 3)}"
-    alone = first["low"] is None and first["value"] is not None
-    return shown + ("" if alone else f" [{short(first['low'], 2)}, {short(first['high'], 2)}]")
+    mean = short(None if None in values else np.mean(values), 3)
+    spread = f" ± {short(np.std(values, ddof=1), 3)}" if len(values) > 1 and None not in values else ""
+    interval = f" [{short(first['low'], 2)}, {short(first['high'], 2)}]"
+    return mean + spread + ("" if first["low"] is None and first["value"] is not None else interval)
 
 
 def table(scores: list[dict], axis: str) -> list[str]:
@@ -334,17 +315,15 @@ def tables(scores: list[dict]) -> list[str]:
 
 def check_same_prompts(rows: list[dict]) -> None:
     """Raises InputError if two methods of a model and axis were not asked the same prompts."""
-    asked = {}
+    methods, asked = {}, {}
     for row in rows:
         question = str([row.get(key) for key in ("id", "prompt", "params", "decimals", "outputs", "probs")])
-        asked.setdefault((row["model"], row["axis"]), {}).setdefault(question, set()).add(row["method"])
-    for (model, axis), questions in asked.items():
-        for question, own in questions.items():
-            if others := sorted(set().union(*questions.values()) - own):
-                own, others = ", ".join(sorted(own)), ", ".join(others)
-                raise dist.InputError(
-                    f"{model}, {axis}: {question[:99]} was asked of {own} and not of {others}; redo one"
-                )
+        methods.setdefault((row["model"], row["axis"]), set()).add(row["method"])
+        asked.setdefault((row["model"], row["axis"], question), set()).add(row["method"])
+    for (model, axis, question), own in asked.items():
+        if others := methods[model, axis] - own:
+            own, others = ", ".join(sorted(own)), ", ".join(sorted(others))
+            raise dist.InputError(f"{model}, {axis}: {question[:99]} was asked of {own} and not of {others}; redo one")
 
 
 def main() -> None:

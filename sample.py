@@ -149,9 +149,9 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
 
     At each prefix sum_c q(c) (log q(c) - log p(c)) over its children c, with p over the full vocabulary; averaged over
     the prefixes of a path; then over all leaves by their probability or, where there are more than `paths`, over those
-    at the quantiles (i + 1/2) / paths. (arXiv 2605.11845 averages over random paths.) With m = the sum of p over all
-    tokens of the trie, KL(q || p) = -log m + KL(q || p / m): what is lost on answers that are no number at all, which
-    is *form*, and what is lost on which number.
+    at the quantiles (i + 1/2) / paths. With m = the sum of p over all tokens of the trie,
+    KL(q || p) = -log m + KL(q || p / m): what is lost on answers that are no number at all, which is *form*, and what
+    is lost on which number.
     """
     if len(tree.probs) <= paths:
         leaves = np.flatnonzero(tree.probs)  # below a prefix without mass there is no target
@@ -172,8 +172,7 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
         form = -log_p[..., alphabet].logsumexp(-1) * (completions != trie.PAD)
         sums = torch.stack([kl.sum(1), form.sum(1)]).double().cpu().numpy()  # (2, R)
         total += sums / tree.lengths[part] @ weights[start : start + rows]
-    kl, form = (total / weights.sum()).tolist()
-    return kl, form
+    return tuple((total / weights.sum()).tolist())
 
 
 def exact_numbers(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
@@ -185,10 +184,7 @@ def exact_numbers(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, ar
 
 
 def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
-    """How many of the most probable outcomes hold `mass` of the probability. probs (V,), in any order.
-
-    Ties do not matter: whichever of two equal outcomes comes first, the count is the same.
-    """
+    """How many of the most probable outcomes hold `mass` of the probability. probs (V,), in any order."""
     held = np.cumsum(np.sort(probs[probs > 0].astype(np.float64))[::-1])
     return int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12))) + 1  # the factor forgives the sum's rounding
 

@@ -6,9 +6,8 @@
 The model sees only draws, as in ordinary fine-tuning, yet in expectation it learns the same distribution:
 E[cross-entropy] = entropy of the target + KL(target || model). No trie is needed.
 
-Recipe (that of arXiv 2605.11845, and the defaults): 16 draws of 16384 bins for each prompt and epoch, batches of 32, 2
-epochs: 1988 steps, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight decay .01, 3 % warm-up,
-cosine decay.
+Recipe (that of arXiv 2605.11845, and the defaults): 2 epochs of 16 draws a prompt, of 16384 bins, batches of 32: 1988
+steps, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight decay .01, 3 % warm-up, cosine decay.
 
 Differences from the paper's published code:
 1. Batches mix families evenly to the last one; theirs run out of the small families half-way.

@@ -58,8 +58,7 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
 
 
 def collate(answers: list[dict]) -> dict[str, torch.Tensor]:
-    """R answers as tensors: completions (R, L), filled up with PAD, and the children of each prefix, tokens (R, L, C),
-    with their probabilities q (R, L, C), filled up with 0."""
+    """R answers as tensors: completions (R, L); tokens and q (R, L, C) of each prefix's children, as in pad_targets."""
     completions, tokens, q = trie.pad_targets([a["path"] for a in answers], [a["targets"] for a in answers])
     return {"completions": completions, "tokens": tokens, "q": q}
 

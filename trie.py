@@ -50,7 +50,7 @@ def processes() -> PartialState:
 
 
 def load(name: str, adapter: str | Path | None = None) -> tuple:
-    """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter if one is given, and its end token. Drawing
+    """(model, tokenizer, end): a causal LM in eval mode, with a PEFT adapter if one is given, and its end token. A draw
     ends at any of generation_config.eos_token_id. Raises InputError for a model or adapter that is missing or unfit."""
     device = processes().device
     options = {"dtype": torch.float32 if device.type == "cpu" else torch.bfloat16}  # which is slow on a CPU
@@ -279,25 +279,22 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     # subtle: a sliding window counts places in the cache, and padding behind the head would push tokens out of it.
     config = getattr(model, "module", model).config.get_text_config()  # several processes have wrappers around it
     alone = getattr(config, "sliding_window", None) or len(prompts) == 1
-    shared = 0 if alone else len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
-    rests, width = [prompt[shared:] for prompt in prompts], max(map(len, prompts)) - shared
-    ids = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests], device=model.device)
-    mask = torch.tensor([[0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=model.device)
-    options = {"position_ids": shared + (mask.cumsum(1) - 1).clamp(min=0), "use_cache": True, "logits_to_keep": 1}
+    shared = [] if alone else os.path.commonprefix([prompt[:-1] for prompt in prompts])
+    rests, width = [prompt[len(shared) :] for prompt in prompts], max(map(len, prompts)) - len(shared)
+    ids = torch.tensor([[PAD] * (width - len(rest)) + rest for rest in rests], device=model.device)
+    prefix = Prefix(None, ids[:, :0], None)
     if shared:
-        out = model(input_ids=ids.new_tensor([prompts[0][:shared]]), use_cache=True, logits_to_keep=1)
-        head = Prefix(out.past_key_values, mask.new_ones(1, shared), out.logits[:, -1]).fork(ids.new_zeros(len(ids)))
-        options["past_key_values"], mask = head.cache, torch.cat([head.mask, mask], 1)
-    out = model(input_ids=ids, attention_mask=mask, **options)
-    return Prefix(out.past_key_values, mask, out.logits[:, -1])
+        head, _ = extend(model, Prefix(None, ids[:1, :0], None), ids.new_tensor([shared]), logits_to_keep=1)
+        prefix = head.fork(ids.new_zeros(len(ids)))
+    return extend(model, prefix, ids, logits_to_keep=1)[0]
 
 
-def extend(model, prefix: Prefix, tokens: torch.Tensor) -> tuple[Prefix, torch.Tensor]:
-    """Read tokens (R, T) after the prefix, whose cache is used up: the longer Prefix, and the logits (R, T, V)."""
-    mask = torch.cat([prefix.mask, torch.ones_like(tokens)], 1)
-    positions = prefix.mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device)
+def extend(model, prefix: Prefix, tokens: torch.Tensor, logits_to_keep: int = 0) -> tuple[Prefix, torch.Tensor]:
+    """Read tokens (R, T), or PAD, behind a prefix, whose cache is used up: the longer Prefix, the logits (R, T, V)."""
+    mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     options = {"attention_mask": mask, "position_ids": positions, "past_key_values": prefix.cache}
-    out = model(input_ids=tokens, use_cache=True, **options)
+    out = model(input_ids=tokens.clamp(min=0), use_cache=True, logits_to_keep=logits_to_keep, **options)
     return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
 
 
@@ -321,7 +318,6 @@ def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> 
 @torch.inference_mode()
 def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, rows: int = 1024) -> list[list[int]]:
     """n answers to each of B prompts, drawn at temperature 1 over the full vocabulary: token ids, in the draws' order.
-
     One live row serves each *distinct* (prompt, prefix), so a thousand draws cost what their distinct prefixes cost.
     uniform (B * n, T): each draw's own random numbers; neither its company nor `rows`, how many walk at once, matters.
     The n of a prompt are side by side. An answer ends with one of `ends` or after T."""
@@ -334,8 +330,7 @@ def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, 
         draws = torch.arange(len(owner), device=owner.device)  # the unfinished ones; owner: the row each is at
 
         for t in range(numbers.shape[1]):
-            token = choose(state.logits, owner, numbers[draws, t])
-            tokens[draws, t] = token
+            tokens[draws, t] = token = choose(state.logits, owner, numbers[draws, t])
             on = ~torch.isin(token, ends)
             draws, owner, token = draws[on], owner[on], token[on]
             if not len(draws) or t + 1 == numbers.shape[1]:

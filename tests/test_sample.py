@@ -17,18 +17,17 @@ import sample
 import trie
 from distributions import InputError, canonical_outputs, make_rows, prompt_rng, read_rows, to_jsonl, write_text
 
-GAUSSIAN, POISSON = (
+GAUSSIAN, POISSON, BROAD = (
     [r for s in ("unseen", "ood") for r in make_rows(s) if r["id"] == i][0]
-    for i in ("unseen-gaussian-000", "ood-poisson-001")
+    for i in ("unseen-gaussian-000", "ood-poisson-001", "unseen-negative_binomial-000")
 )
 
 
 @pytest.fixture(scope="module")
 def asked(tokenizer) -> list[list[int]]:
-    """Three prompts of different lengths, one of them not about a number."""
-    prompts = [
-        trie.chat_ids(tokenizer, text) for text in (GAUSSIAN["prompt"], POISSON["prompt"], "Name a random tree.")
-    ]
+    """Three prompts of different lengths, one of them not about a number, to which the base gives several answers."""
+    texts = (GAUSSIAN["prompt"], BROAD["prompt"], sample.MCQ)
+    prompts = [trie.chat_ids(tokenizer, text) for text in texts]
     assert len({len(prompt) for prompt in prompts}) == 3
     return prompts
 
@@ -99,11 +98,13 @@ def test_the_walk_is_the_same_for_any_budget_and_in_any_company(model, asked, en
 
 
 def test_each_distinct_prefix_is_one_row_and_never_more_than_the_budget(model, asked, end):
+    """Rows without a draw read on until they are a quarter of all."""
     numbers = uniform(3 * 60, 8)
     prefill, *steps = batches(model, lambda: trie.walk(model, asked, [end], numbers))[-8:]
     paths = trie.walk(model, asked, [end], numbers)
     for t, rows in enumerate(steps, 1):  # what was read at step t: the prefixes of t tokens that went on
-        assert rows == len({(i // 60, *path[:t]) for i, path in enumerate(paths) if len(path) > t})
+        distinct = len({(i // 60, *path[:t]) for i, path in enumerate(paths) if len(path) > t})
+        assert distinct <= rows <= distinct / 0.75
     assert max(steps) < 180 and prefill == 3
     assert max(batches(model, lambda: trie.walk(model, asked, [end], numbers, rows=16))) <= 16
 
@@ -197,7 +198,7 @@ def test_of_the_generation_config_only_the_ends_count(model, tokenizer, end, tmp
 
 def test_draws_are_the_walk_s_in_their_order(model, tokenizer, asked, end, tmp_path):
     """From each prompt's own stream, whatever the budget of rows; an answer that was cut ends in "…"."""
-    write_text(tmp_path / "prompts.jsonl", to_jsonl([GAUSSIAN, POISSON]))
+    write_text(tmp_path / "prompts.jsonl", to_jsonl([GAUSSIAN, BROAD]))
     for rows in (3, 512):
         flags = ("--prompts", tmp_path / "prompts.jsonl", "--n", 30, "--max-tokens", 3, "--rows", rows, "--seed", 5)
         call(sample, "numbers", "--model", TINY, *flags, "--out", tmp_path / f"{rows}.jsonl")
