@@ -93,7 +93,7 @@ def drawn(adapters, tmp_path_factory) -> Path:
     rows = [{"id": f"{s}-0", "split": s, "prompt": p, "tag": 0} for s, p in zip(splits, PROMPTS, strict=True)]
     write_text(folder / "mine.jsonl", to_jsonl(rows))
     for name, adapter in (("base", ()), ("soft", ("--adapter", adapters["soft"]))):
-        flags = ("--prompts", folder / "mine.jsonl", "--max-tokens", 60, "--out", folder / name / "novelty.jsonl")
+        flags = ("--prompts", folder / "mine.jsonl", "--max-tokens", 20, "--out", folder / name / "novelty.jsonl")
         call(novelty, "draw", "--model", TINY, *adapter, *flags)
     return folder
 
@@ -126,9 +126,14 @@ def judges(tmp_path_factory, drawn) -> dict[str, str]:
 
     reward = Qwen3ForSequenceClassification.from_pretrained(TINY, num_labels=1, dtype=torch.float32)
     reader = AutoTokenizer.from_pretrained(TINY)
-    with torch.inference_mode():  # rewards around -5, where the cuts are
-        logits = torch.cat([reward(**reader(text + "<|im_end|>\n", return_tensors="pt")).logits for text in texts])
-        reward.score.weight *= -5 / logits.mean()
+    states = []  # what the reward is read from; rewards are then around -5, where the cuts are
+    hook = reward.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][0, -1]))
+    with torch.inference_mode():
+        for text in texts:
+            reward(**reader(text + "<|im_end|>\n", return_tensors="pt"))
+        mean = torch.stack(states).mean(0)
+        reward.score.weight.copy_(-5 * mean[None] / mean.square().sum())
+    hook.remove()
     reward.save_pretrained(folder / "good")
     reader.save_pretrained(folder / "good")
     return {"--classifier": str(folder / "same"), "--reward": str(folder / "good")}
@@ -155,11 +160,11 @@ def test_draws_are_rows_like_any_other(drawn, tmp_path):
             assert set(row) >= {"id", "split", "prompt", "tag", "model", "method", "axis", "draws", "tokens", "seconds"}
             assert (row["model"], row["method"], row["axis"]) == (TINY, method, "novelty")
             assert len(row["draws"]) == 10 and len(set(row["draws"])) > 1  # ten streams of random numbers
-        assert any(text.endswith("…") for text in rows[1]["draws"])  # 60 tokens are not enough for a question
-    flags = ("--prompts", drawn / "mine.jsonl", "--max-tokens", 60, "--out", drawn / "base" / "novelty.jsonl")
+        assert any(text.endswith("…") for text in rows[1]["draws"])  # 20 tokens are not enough for a question
+    flags = ("--prompts", drawn / "mine.jsonl", "--max-tokens", 20, "--out", drawn / "base" / "novelty.jsonl")
     assert "is there already" in complaint(novelty, "draw", "--model", TINY, *flags)
     # sample.py draws the same answers, also in a smaller batch
-    flags = ("--prompts", drawn / "mine.jsonl", "--n", 10, "--max-tokens", 60, "--rows", 7)
+    flags = ("--prompts", drawn / "mine.jsonl", "--n", 10, "--max-tokens", 20, "--rows", 7)
     call(sample, "open", "--model", TINY, *flags, "--out", tmp_path / "open.jsonl")
     same = [[row["draws"] for row in read_rows([p])] for p in (tmp_path / "open.jsonl", drawn / "base/novelty.jsonl")]
     assert same[0] == same[1]

@@ -45,7 +45,7 @@ def test_each_token_sees_the_window_that_first_reads_it(model, length):
 
 @pytest.fixture(scope="module")
 def long_text() -> str:
-    text = "".join(f"{i} green bottles, and the heart pumps blood through the body.\n" for i in range(70))
+    text = "".join(f"{i} green bottles, and the heart pumps blood through the body.\n" for i in range(190))
     assert len(text.encode()) > 2 * 2048
     return text
 
@@ -93,7 +93,10 @@ def test_texts_of_base_and_adapters(adapters, loaded, long_text, tmp_path, capsy
     assert rows["two", "base"]["value"] == retention.perplexity(*loaded[:2], "two", ["Paris is in France."])[0]["value"]
     values = [rows["two", method]["value"] for method in ("base", "soft", "hard")]
     shown = [f"{x:.3f}" for x in values] + [f"{x - values[0]:+.3f}" for x in values[1:]]
-    assert lines[3] == ["two", "token perplexity", str(len("Paris is in France.") - 1), *shown] and len(set(shown)) == 5
+    assert (
+        lines[3] == ["two", "token perplexity", str(len(loaded[1]("Paris is in France.")["input_ids"]) - 1), *shown]
+        and len(set(shown)) == 5
+    )
 
     # What is there stays as it is; one more text is added; what is about another text or adapter is refused.
     stamp = lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*/*.json")}
@@ -256,7 +259,9 @@ def test_paloma_is_read_document_by_document(loaded, tmp_path, monkeypatch):
     flags = ("--model", TINY, "--out", tmp_path / "out", "--tasks")
     call(retention, *flags, "paloma_ptb")
     (row,) = read_rows([tmp_path / "out" / "scores.jsonl"])
-    assert row["n"] == sum(max(len(text) - 1, 0) for text in texts) and row["task"] == "paloma_ptb"
+    assert (
+        row["n"] == sum(max(len(loaded[1](text)["input_ids"]) - 1, 0) for text in texts) and row["task"] == "paloma_ptb"
+    )
     assert row["value"] == retention.perplexity(*loaded[:2], "ptb", texts)[0]["value"]
     assert "did not run: paloma_c4_en (" in complaint(retention, *flags, "paloma_ptb", "paloma_c4_en")
 
