@@ -56,7 +56,6 @@ def test_the_tables_are_those_of_the_committed_scores():
         own = read_rows([folder / "scores.jsonl"])
         assert (folder / "report.md").read_text() == "\n".join(metrics.tables(own))
     assert between("costs") == "\n".join(readme.costs(RESULTS))
-    assert between("decimals") == "\n".join(readme.exercises(read_rows([RESULTS[0] / "decimals.jsonl"])))
     assert between("perplexity") == "\n".join(readme.perplexity(RESULTS))
 
 

@@ -10,7 +10,6 @@
 <!-- exercises --> … <!-- /exercises -->  the forks of tests/solutions, from --exercises FILE
 <!-- decimals --> … <!-- /decimals -->    the same of decimals.jsonl, scores of other decimals and bins
 <!-- rivals --> … <!-- /rivals -->        prompts against training, of rivals.jsonl
-<!-- published --> … <!-- /published -->   the table of published.py, from published.md beside the folders
 
 Reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its perplexity.jsonl where there is
 one. Of the markers, a file may have some.
@@ -136,8 +135,6 @@ def main() -> None:
         blocks["decimals"] = exercises(read_rows([ablation], keys))
     for rivals in (folder / "rivals.jsonl" for folder in folders if (folder / "rivals.jsonl").exists()):
         blocks["rivals"] = exercises(read_rows([rivals], keys), RIVALS)
-    if (published := folders[0].parent / "published.md").exists():
-        blocks["published"] = published.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     rewrite(Path(args.file), blocks)
 
 
