@@ -9,7 +9,6 @@
 <!-- perplexity --> … <!-- /perplexity --> of the texts of retention.py --texts
 <!-- exercises --> … <!-- /exercises -->  the forks of tests/solutions, from --exercises FILE
 <!-- decimals --> … <!-- /decimals -->    the same of decimals.jsonl, scores of other decimals and bins
-<!-- rivals --> … <!-- /rivals -->        prompts against training, of rivals.jsonl
 
 Reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its perplexity.jsonl where there is
 one. Of the markers, a file may have some.
@@ -87,13 +86,10 @@ def perplexity(folders: list[Path]) -> list[str]:
     return metrics.markdown(zip(*lines, strict=True))
 
 
-EXERCISES = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
-RIVALS = {"normalized_w1": "norm. W1", "cdf_gap": "CDF gap", "valid_rate": "valid", "tokens": "tokens an answer"}
-
-
-def exercises(scores: list[dict], names: dict[str, str] = EXERCISES) -> list[str]:
-    """A table of methods and metrics, each for unseen parameters and held-out families."""
+def exercises(scores: list[dict]) -> list[str]:
+    """A table of methods: excess KL, norm. W1 and valid, each for unseen parameters and held-out families."""
     cells = {(row["method"], row["split"], row["metric"]): row for row in scores}
+    names = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
     lines = [["method", *(f"{name} (unseen, held-out)" for name in names.values())]]
     for method in dict.fromkeys(row["method"] for row in scores):
         pairs = [[short(cells.get((method, split, name))) for split in ("unseen", "ood")] for name in names]
@@ -133,8 +129,6 @@ def main() -> None:
         blocks["exercises"] = exercises(read_rows([args.exercises], keys))
     for ablation in (folder / "decimals.jsonl" for folder in folders if (folder / "decimals.jsonl").exists()):
         blocks["decimals"] = exercises(read_rows([ablation], keys))
-    for rivals in (folder / "rivals.jsonl" for folder in folders if (folder / "rivals.jsonl").exists()):
-        blocks["rivals"] = exercises(read_rows([rivals], keys), RIVALS)
     rewrite(Path(args.file), blocks)
 
 
