@@ -262,7 +262,7 @@ def prompt_name(row: dict) -> str:
     """What read_rows calls a number prompt. Raises InputError if it cannot be asked or scored."""
     if not all(isinstance(row[key], str) for key in ("id", "split", "prompt")):
         raise InputError("id, split, prompt must be texts")
-    texts = {text for text in row.get("outputs", ()) if text and text == text.strip()}
+    texts = {text for text in row.get("outputs", ()) if isinstance(text, str) and text and text == text.strip()}
     if "outputs" not in row:
         lattice({"family": None, "params": None} | row)
     elif not 2 <= len(texts) == len(row["outputs"]) == len(row["probs"]):

@@ -293,6 +293,8 @@ FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads"
         ),
         ({"outputs": ["heads", "heads"]}, ":2: outputs must be two or more different texts"),
         ({"outputs": ["heads"], "probs": [1]}, ":2: outputs must be two or more different texts"),
+        ({"outputs": [1, 2]}, ":2: outputs must be two or more different texts"),
+        ({"outputs": ["heads", "tails "]}, ":2: outputs must be two or more different texts without outer spaces"),
         ({"prompt": 5}, ":2: id, split, prompt must be texts"),
         ({"id": "a"}, ":2: id 'a' was already at .*:1"),
     ],

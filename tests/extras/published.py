@@ -36,9 +36,8 @@ def prompt_rows() -> list[dict]:
     rows = {}
     for fact in dist.read_rows([FACTS]):
         family, params, spec = fact["family"], fact["params"], dist.FAMILIES[fact["family"]]
-        shown = (f"{name}={np.format_float_positional(params[name], trim='-')}" for name in spec.params.split())
         row = {"id": f"published-{family}-000", "split": "published", "family": family, "params": params}
-        rows[family] = row | {"prompt": dist.PROMPT.format(spec.name, ", ".join(shown))}
+        rows[family] = row | {"prompt": spec.prompt(params)}
     return list(rows.values())
 
 

@@ -44,7 +44,6 @@ import trie
 from distributions import (
     DECIMALS,
     FAMILIES,
-    PROMPT,
     TAIL,
     canonical_outputs,
     distribution,
@@ -214,8 +213,7 @@ def spread(row: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
 
 
 def number_prompt(row: dict) -> str:
-    shown = (f"{name}={np.format_float_positional(value, trim='-')}" for name, value in row["params"].items())
-    return PROMPT.format(FAMILIES[row["family"]].name, ", ".join(shown))
+    return FAMILIES[row["family"]].prompt(row["params"])
 
 
 def number_wording(rng) -> str:
