@@ -159,7 +159,7 @@ def lattice(row: dict) -> tuple:
     with np.errstate(all="ignore"):
         ends = np.where(discrete & np.isfinite(dist.support()), dist.support(), dist.ppf([TAIL, 1 - TAIL]))
         low, high = ends * unit
-    if not max(abs(low), abs(high)) < 2**53:
+    if not max(abs(low), abs(high)) < 1e12:  # in float64 the probability of a single one would be lost beyond
         raise InputError(f"{row['family']}: its values are too large to compute with, {row['params']}")
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first, last = math.ceil(low - 1e-12 * abs(low)), math.floor(high + 1e-12 * abs(high))

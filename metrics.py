@@ -341,9 +341,9 @@ def main() -> None:
     check_same_prompts(rows)
     scores = aggregate(rows)
     dist.write_text(args.out, dist.to_jsonl(scores))
-    print("\n".join(tables(scores)).rstrip())
     if args.report:
         dist.write_text(args.report, "\n".join(tables(scores)))
+    print("\n".join(tables(scores)).rstrip())
 
 
 if __name__ == "__main__":
