@@ -60,7 +60,7 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
         if quantized.get("quant_method") == "mxfp4":  # gpt-oss: its four-bit experts cannot be trained through
             options["quantization_config"] = Mxfp4Config(dequantize=True)
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a checkpoint can be broken in many ways, and each has its own class
         raise InputError(f"cannot load the model {name!r}: {error}") from None
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{name!r} lacks {len(missing)} weights of its architecture, such as {missing[0]}")

@@ -488,6 +488,9 @@ def test_bad_model_folders_are_one_line(prompts, tmp_path):
     assert said in broken(lambda folder: (folder / "config.json").write_text("{"))
     weights = lambda folder: folder / "model.safetensors"
     assert said in broken(lambda folder: weights(folder).write_bytes(weights(folder).read_bytes()[:5000]))
+    for wrong in ({"num_hidden_layers": 8}, {"hidden_size": 96}):  # its layer_types are fewer; its weights are larger
+        wrong = json.dumps(config | wrong)
+        assert said in broken(lambda folder, wrong=wrong: (folder / "config.json").write_text(wrong))
     more = json.dumps(config | {"num_hidden_layers": 7, "layer_types": None})
     assert "lacks " in broken(lambda folder: (folder / "config.json").write_text(more))
     assert "chat template" in broken(lambda folder: (folder / "chat_template.jinja").unlink())
