@@ -525,9 +525,11 @@ def test_two_trainings_alike_give_the_same_bytes(adapters, data, tmp_path):
     assert modules == sorted(modules)  # two processes may agree by chance
 
 
-def test_a_loss_that_is_not_finite_stops_with_nothing_saved(data, tmp_path):
+@pytest.mark.parametrize("module", [train_soft, train_hard])
+def test_a_loss_that_is_not_finite_stops_with_nothing_saved(module, data, tmp_path):
     flags = ("--data", data / "train.jsonl", "--limit", 4, "--batch", 4, "--lr", 1e30)
-    line = complaint(train_soft, "--model", TINY, "--out", tmp_path / "out", *flags)
+    flags += ("--branches", 16) if module is train_hard else ()
+    line = complaint(module, "--model", TINY, "--out", tmp_path / "out", *flags)
     assert "the loss of step 2 is not finite" in line
     assert not list((tmp_path / "out").glob("adapter*")) and len(d.read_rows([tmp_path / "out" / "log.jsonl"])) == 1
 
