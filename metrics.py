@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    files = [file for file in args.files if Path(file).name not in ("log.jsonl", "novelty.jsonl", "published.jsonl")]
+    files = [file for file in args.files if Path(file).stem not in ("log", "novelty", "published", "scores")]
     for path, begins in {args.out: '{"model"', args.report: "**"}.items():
         if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
             raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")
