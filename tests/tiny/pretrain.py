@@ -75,7 +75,6 @@ LISTS = [line.split(": ") for line in (Path(__file__).parent / "lists.txt").read
 LISTS = {category: items.split(", ") for category, items in LISTS}
 CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # the others never occur in chat
 CHAT_WORDINGS = [wording for i, wording in enumerate(sample.WORDINGS) if i % 3 != 1]
-# A document is as likely to put a question as to name a list: its words are then known to chat, all six wordings of it.
 FREE_WORDINGS = tuple(
     f"{wording}{rest}"
     for wording in (
