@@ -140,7 +140,7 @@ def distribution(row: dict):
     if set(params) != set(names := spec.params.split()):
         raise InputError(f"{family} takes the parameters {', '.join(names)}, got {params}")
     with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):  # a division by zero, or a text
-        dist = spec.dist(*spec.args(*(params[name] for name in names)))
+        dist = spec.dist(*spec.args(*(x if x != int(x) else int(x) for x in (params[name] for name in names))))
         if not np.isnan(dist.support()).any():
             return dist
     raise InputError(f"{family}: there is none with {params}")
@@ -152,15 +152,17 @@ def is_discrete(row: dict) -> bool:
 
 def lattice(row: dict) -> tuple:
     """What can be printed: (cdf, unit, first, last), the values k / unit for integers k from first to last, and cdf(k).
-    They lie between the .001 and .999 quantiles or, of a discrete family, end where its support ends, and then the ends
-    take the tails. unit is 10^decimals, or 1. Raises InputError, also for fewer than two values or too large ones."""
+    They lie between the .001 and .999 quantiles; of a discrete family the ends take the tails and are, where that gives
+    at most MAX_BINS, those of its support. unit is 10^decimals, or 1. Raises InputError, also if they are fewer than two
+    or too large."""
     dist, discrete = distribution(row), is_discrete(row)
-    unit = 1 if discrete else 10 ** row.get("decimals", DECIMALS)
+    unit = 1 if discrete else 10 ** int(row.get("decimals", DECIMALS))
     with np.errstate(all="ignore"):
-        ends = np.where(discrete & np.isfinite(dist.support()), dist.support(), dist.ppf([TAIL, 1 - TAIL]))
-        low, high = ends * unit
-    if not max(abs(low), abs(high)) < 1e12:  # in float64 the probability of a single one would be lost beyond
-        raise InputError(f"{row['family']}: its values are too large to compute with, {row['params']}")
+        low, high = ends = dist.ppf([TAIL, 1 - TAIL]) * unit
+        if discrete and np.ptp(whole := np.where(np.isfinite(dist.support()), dist.support(), ends)) < MAX_BINS:
+            low, high = whole
+    if not max(abs(low), abs(high)) < 1e11:  # in float64 the probability of a single one would be lost beyond
+        raise InputError(f"{row['family']}: its values are too large for so many decimals, {row['params']}")
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first, last = math.ceil(low - 1e-12 * abs(low)), math.floor(high + 1e-12 * abs(high))
     if first >= last:

@@ -81,27 +81,24 @@ def test_normalized_w1_by_hand():
 
 def test_cdf_gap_by_hand():
     # The target's distribution function: 1/4 from 0, 3/4 from 1, 1 from 2.
-    support, probs = [0, 1, 2], [0.25, 0.5, 0.25]
-    gap = lambda values: by_hand(metrics.cdf_gap, values, support, probs)
+    gap = lambda values: metrics.cdf_gap(np.array(values), {"family": "binomial", "params": {"n": 2, "p": 0.5}})
     assert gap([2, 1, 0, 1]) == pytest.approx(0)
     assert gap([1] * 5) == pytest.approx(0.25)  # at 0, where none of the draws lie, and at 1
     assert gap([0, 0, 1, 2]) == pytest.approx(0.25)  # at 0: 1/2 for 1/4
     assert gap([0, 0, 0, 2]) == pytest.approx(0.5)  # at 0: 3/4 for 1/4
     assert gap([4]) == gap([1e99]) == pytest.approx(1)  # at 2; however far the wild draw
     assert gap([-3, 0, 1, 1]) == pytest.approx(0.25)  # at -3, below the whole support, and at 0 and 1
-    assert gap([0.5, 0.5, 0.5, 0.5]) == pytest.approx(0.75)  # between two of the target's values
 
 
 @pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
-def test_cdf_gap_is_scipy_s_statistic_where_the_lattice_is_fine(row):
+def test_cdf_gap_is_scipy_s_statistic(row):
     drawn, _ = sample_outputs(row, 300, np.random.default_rng(0), max_bins=None)
     values = np.array(drawn, float) + 1
-    texts, probs, _ = canonical_outputs(row)
     if is_discrete(row):  # scipy's is for continuous functions; by hand, at the integers
         exact = max(abs((values <= k).mean() - distribution(row).cdf(k)) for k in range(-1, 40))
     else:
         exact = stats.kstest(values, distribution(row).cdf).statistic
-    assert metrics.cdf_gap(values, np.array(texts, float), probs) == pytest.approx(exact, abs=0.004)
+    assert metrics.cdf_gap(values, row) == pytest.approx(exact, abs=1e-5 if is_discrete(row) else 1e-4)
 
 
 @pytest.mark.parametrize("row", make_rows("unseen") + make_rows("ood"), ids=lambda row: row["id"])
@@ -111,15 +108,18 @@ def test_the_constant_median_scores_one(row):
     middle = int(np.searchsorted(np.cumsum(probs), 0.5))
     scores = metrics.score(row | base_fields(draws=[texts[middle]] * 10))
     assert scores["normalized_w1"] == pytest.approx(1, abs=1e-9) and scores["valid_rate"] == 1
-    assert scores["cdf_gap"] == pytest.approx(max(probs[:middle].sum(), probs[middle + 1 :].sum()), abs=1e-9)
+    below, above = float(texts[middle]) + np.array([-0.5, 0.5]) / (1 if is_discrete(row) else 1e5)
+    gaps = distribution(row).cdf(below), 1 - distribution(row).cdf(above)
+    assert scores["cdf_gap"] == pytest.approx(max(gaps), abs=1e-9)
 
 
 @pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
 def test_a_large_sample_of_the_target_scores_zero(row):
     texts, _ = sample_outputs(row, 200_000, np.random.default_rng(0), max_bins=None)
     support, probs, _ = canonical_outputs(row)
-    arrays = np.array(texts, float), np.array(support, float), probs
-    assert metrics.normalized_w1(*arrays) < 0.01 and metrics.cdf_gap(*arrays) < 0.005
+    values = np.array(texts, float)
+    assert metrics.normalized_w1(values, np.array(support, float), probs) < 0.01
+    assert metrics.cdf_gap(values, row) < 0.005
 
 
 def test_target_row_matches_theory():
@@ -140,6 +140,26 @@ def test_target_row_passes_and_has_no_excess():
     scored = [metrics.score(metrics.target_row(row)) for row in rows]
     assert all(s["valid_rate"] == 1 and s["excess_kl"] == s["form_kl"] == s["shape_kl"] == 0 for s in scored)
     assert sum(s["gof_pass_rate"] for s in scored) >= 40  # of 42, at the 1 % level
+
+
+@pytest.mark.parametrize(
+    "family, params, decimals",
+    [
+        ("poisson", {"lambda": 1000}, 5),
+        ("binomial", {"n": 100000, "p": 0.5}, 5),
+        ("binomial", {"n": 10**10, "p": 0.3}, 5),
+        ("binomial", {"n": 20.0, "p": 0.5}, 5),  # as a table of numbers may have it
+        ("beta", {"alpha": 0.5, "beta": 0.5}, 2),  # 5 % of it is 0.01
+        ("gaussian", {"mu": 0, "sigma": 1e-4}, 5),  # a unit is a tenth of sigma
+        ("gaussian", {"mu": 0, "sigma": 1}, 1),
+    ],
+)
+def test_perfect_samplers_of_coarse_and_of_huge_supports_pass(family, params, decimals):
+    row = {"family": family, "params": params, "decimals": decimals}
+    scores = [metrics.score(metrics.target_row(row | base_fields(id=str(i)))) for i in range(30)]
+    assert sum(s["gof_pass_rate"] for s in scores) >= 28
+    assert np.mean([s["normalized_w1"] for s in scores]) < 0.07
+    assert np.mean([s["cdf_gap"] for s in scores]) < 0.03
 
 
 @pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
