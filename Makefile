@@ -7,8 +7,8 @@ N       ?= 1000## draws per number prompt
 # Only plain words may reach a recipe. The shell here gets each value in quotes, as text, and says what else is in it.
 $(foreach v,MODEL METHODS SEEDS AXES N,$(if $(strip $(value $v)),,$(error $v is empty)))
 bad = $(shell printf %s '$(subst ','\'',$(value $1))' | tr -d 'A-Za-z0-9._/[:space:]-')
-$(foreach v,MODEL METHODS SEEDS AXES N,$(if $(call bad,$v),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
-$(if $(word 2,$(MODEL)),$(error MODEL=$(MODEL): one model, without spaces; make sweep takes several))
+$(foreach v,MODEL METHODS SEEDS AXES N RUN DATA,$(if $(call bad,$v),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
+$(foreach v,MODEL RUN DATA,$(if $(word 2,$($v)),$(error $v=$($v): one path, without spaces (make sweep takes several models))))
 RIVALS := ssot batch verbalized
 override METHODS := $(foreach m,$(METHODS),$(if $(filter $m,$(RIVALS)),$m,$(foreach s,$(SEEDS),$m$(if $(filter-out 0,$s),-s$s))))
 TRAINED := $(filter-out $(RIVALS),$(METHODS))
@@ -79,7 +79,7 @@ test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model
 STAGE = @set -e; refuse() { echo "$@: $$*" >&2; exit 1; }; out=$(if $(filter $(RUN)/%.jsonl,$@),$@,$(@D)); \
 	  asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate)[ =]+[0-9]+//g; s/ --model +[^ ]+//; s/ +/ /g; s/ $$//'; \
 	    echo "model $(if $(findstring --model,$(ASK)),$(lastword $(MODEL_IS)))"; \
-	    for word in $$ASK; do case $$word in sample.py|distributions.py|tests/*.py) continue;; esac; \
+	    for word in $$(echo "$$ASK" | sed "s|[='\"]| |g; s|~/|$$HOME/|g"); do case $$word in sample.py|distributions.py|tests/*.py) continue;; esac; \
 	      for file in $$word $$word/adapter_model.safetensors; do [ ! -f $$file ] || sha256sum $$file; done; done); \
 	  if [ ! -e $@ ]; then [ ! "$$CHECK" ] || exit 0; mkdir -p $(@D); exec 9>>$@.asked; \
 	    ! command -v flock >/dev/null || flock -n 9 || refuse another make is making it; \

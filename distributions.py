@@ -152,15 +152,14 @@ def is_discrete(row: dict) -> bool:
 
 def lattice(row: dict) -> tuple:
     """What can be printed: (cdf, unit, first, last), the values k / unit for integers k from first to last, and cdf(k).
-    They lie between the .001 and .999 quantiles; of a discrete family the ends take the tails and are, where that gives
-    at most MAX_BINS, those of its support. unit is 10^decimals, or 1. Raises InputError, also if they are fewer than two
-    or too large."""
+    They end at the .001 and .999 quantiles, a discrete family of at most MAX_BINS where its support ends; its ends take
+    the tails. unit is 10^decimals, or 1. Raises InputError, also for fewer than two values or too large ones."""
     dist, discrete = distribution(row), is_discrete(row)
     unit = 1 if discrete else 10 ** int(row.get("decimals", DECIMALS))
     with np.errstate(all="ignore"):
-        low, high = ends = dist.ppf([TAIL, 1 - TAIL]) * unit
-        if discrete and np.ptp(whole := np.where(np.isfinite(dist.support()), dist.support(), ends)) < MAX_BINS:
-            low, high = whole
+        quantiles = dist.ppf([TAIL, 1 - TAIL]) * unit
+        whole = np.where(discrete & np.isfinite(dist.support()), dist.support(), quantiles)
+        low, high = whole if np.ptp(whole) < MAX_BINS else quantiles
     if not max(abs(low), abs(high)) < 1e11:  # in float64 the probability of a single one would be lost beyond
         raise InputError(f"{row['family']}: its values are too large for so many decimals, {row['params']}")
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
@@ -186,8 +185,7 @@ def to_texts(values: np.ndarray, unit: int) -> list[str]:
     """
     if unit == 1:
         return [str(v) for v in values.tolist()]
-    digits = len(str(unit)) - 1
-    return [f"{'-' * (v < 0)}{abs(v) // unit}.{abs(v) % unit:0{digits}d}" for v in values.tolist()]
+    return [f"{'-' * (v < 0)}{abs(v) // unit}.{str(unit + abs(v) % unit)[1:]}" for v in values.tolist()]
 
 
 def canonical_outputs(row: dict, max_bins: int = MAX_BINS) -> tuple[list[str], np.ndarray, np.ndarray]:

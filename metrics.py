@@ -2,11 +2,10 @@
 
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --report report.md
 
-Reads rows of sample.py; writes a row {model, method, axis, split, metric, value, low, high, n} for each metric, and
-prints tables. Of number prompts the value is the mean within a family and the median over families (of rates the mean),
-of open prompts the mean (of the support the median), of `mcq` over all draws; low and high a 95 % bootstrap interval
-over families, prompts or draws. Nothing valid is an infinite W1, and counts; infinity is null. The method "target" is
-as many draws from the true distribution: what sampling noise leaves. Tables have seeds (soft, soft-s1) as mean ± sd.
+Reads rows of sample.py, prints tables, and writes a row {model, method, axis, split, metric, value, low, high, n} for
+each metric. value: of number prompts the mean within a family and the median over families (of rates the mean), of open
+prompts the mean (of the support the median), of `mcq` over all draws. low, high: a 95 % bootstrap interval over these.
+Nothing valid is an infinite W1, and counts; infinity is null. The method "target": as many true draws, sampling noise.
 What this file does not do: run a model, or know how rows were made.
 """
 
@@ -130,7 +129,7 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
 
 
 def cdf_gap(values: np.ndarray, row: dict) -> float:
-    """sup |F_values - F_target|, the Kolmogorov distance from what a perfect sampler prints: bounded, whatever is wild."""
+    """sup |F_values - F_target|, the Kolmogorov distance from what a perfect sampler prints: bounded, however wild."""
     cdf, unit, first, last = dist.lattice(row)
     target = lambda k: np.where(k < first, 0.0, np.where(k < last, cdf(k + 0.5), 1.0))
     points, counts = np.unique(values * unit, return_counts=True)
@@ -142,8 +141,7 @@ def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) 
     """Whether a test at 1 % lets these values pass: Kolmogorov-Smirnov, or chi-square over cells pooled to 5 draws."""
     if not dist.is_discrete(row):
         return bool(stats.kstwo.sf(cdf_gap(values, row), len(values)) >= 0.01)
-    middles = (support[:-1] + support[1:]) / 2
-    observed = np.bincount(np.searchsorted(middles, values), minlength=len(support))
+    observed = np.bincount(np.searchsorted((support[:-1] + support[1:]) / 2, values), minlength=len(support))
     expected, starts = probs * len(values), [0]
     for i in range(1, len(expected)):
         if min(expected[starts[-1] : i].sum(), expected[i:].sum()) >= 5:
@@ -324,8 +322,8 @@ def check_same_prompts(rows: list[dict]) -> None:
         asked.setdefault((row["model"], row["axis"], question), set()).add(row["method"])
     for (model, axis, question), own in asked.items():
         if others := methods[model, axis] - own:
-            asked = f"was asked of {', '.join(sorted(own))} and not of {', '.join(sorted(others))}"
-            raise dist.InputError(f"{model}, {axis}: {question[:99]} {asked}; redo one")
+            said = f"was asked of {', '.join(sorted(own))} and not of {', '.join(sorted(others))}"
+            raise dist.InputError(f"{model}, {axis}: {question[:99]} {said}; redo one")
 
 
 def main() -> None:
@@ -335,7 +333,7 @@ def main() -> None:
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
     files = [file for file in args.files if Path(file).stem not in ("log", "novelty", "published", "scores")]
-    for path, begins in {args.out: '{"model"', args.report: "**"}.items():
+    for path, begins in {args.out: '{"model"', args.report: tuple(f"**{axis}**\n" for axis in METRICS)}.items():
         if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
             raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")
     keys = ("id", "model", "method", "axis", "draws")

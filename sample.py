@@ -22,9 +22,9 @@ What this file does not do: say how good the answers are (metrics.py). Interrupt
 finished rows wait in FILE.partial, and FILE appears when all are there.
 """
 
-import glob
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -127,7 +127,7 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
     rows = []
     for path in paths:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
             listed = json.loads(text) if text.lstrip().startswith("[") else dist.read_rows([path], ("prompt",))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise dist.InputError(f"{path}: {error}") from None
@@ -238,11 +238,12 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     Finished rows wait in FILE.partial, from where a rerun goes on: of the same options, inputs and code, or raises
     InputError. Under `accelerate launch` each process answers its share, with a partial file of its own.
     """
-    state, record = trie.processes(), out.with_suffix(".run.json")
+    state, record = trie.processes(), out.with_name(f"{out.name.removesuffix('.jsonl')}.run.json")
     elsewhere = ("model", "adapter", "prompts", "out", "rows")  # what they are is in the inputs; rows change nothing
     made = {"options": {key: value for key, value in vars(args).items() if key not in elsewhere}, "inputs": inputs}
     made["code"] = [dist.digest(module.__file__) for module in (sys.modules[__name__], trie, dist)]
-    partials = lambda: sorted(out.parent.glob(f"{glob.escape(out.name)}.partial*"))
+    named = re.compile(re.escape(out.name) + r"\.partial(\.[0-9]+)?")  # and so not FILE.partial.bak
+    partials = lambda: [path for path in sorted(out.parent.glob("*")) if named.fullmatch(path.name)]
     kept = lambda: {row["id"]: row for row in dist.read_rows(path for path in partials() if path.stat().st_size)}
 
     if state.is_main_process and partials():
@@ -270,6 +271,8 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
 
     if state.is_main_process:
         rows = kept()
+        if missing := [row["id"] for row in asked if row["id"] not in rows]:
+            raise dist.InputError(f"there is no row of {missing[0]} here; all machines must share {out.parent}")
         dist.write_text(out, dist.to_jsonl(rows[row["id"]] for row in asked))
         for partial in partials():
             partial.unlink()
@@ -277,6 +280,8 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
 
 def draw(args, asked: list[dict]) -> None:
     """Ask what is asked of a model, with an adapter or by a protocol if there is one, and write the rows."""
+    if done := [row["id"] for row in asked if "draws" in row]:
+        raise dist.InputError(f"{done[0]} has draws already: it is a result, and the prompts are in another file")
     adapter = Path(args.adapter).resolve() if args.adapter else None
     if adapter:
         dist.refuse(adapter)
@@ -310,8 +315,7 @@ def main() -> None:
         add("--seed", type=int, default=0)
         add("--out", required=True, help="JSONL file to write")
     args = parser.parse_args()
-    most = PROTOCOLS[args.protocol].max_tokens if args.protocol else AXES[args.axis][1]
-    args.max_tokens = args.max_tokens or most
+    args.max_tokens = args.max_tokens or (PROTOCOLS[args.protocol].max_tokens if args.protocol else AXES[args.axis][1])
     args.rows = args.rows or (1024 if args.max_tokens <= 64 else 256)  # long answers have long caches, and share little
     dist.refuse(Path(args.out), Path(args.out))
     draw(args, prompt_rows(args))

@@ -1,5 +1,6 @@
 """The scripts as a user runs them: the whole chain on a few prompts, kills and reruns, and every kind of bad input."""
 
+import argparse
 import json
 import os
 import resource
@@ -276,6 +277,28 @@ def test_a_partial_file_of_other_inputs_or_code_is_refused_and_kept(prompts, tmp
     )
 
 
+def test_partial_files_are_told_from_backups_and_missing_rows_are_named(tmp_path):
+    """A FILE.partial.bak is a user's own, FILE.v1 and FILE.v2 have records of their own, and a machine that cannot see
+    the rows of the others, or never got theirs, says so and keeps its own."""
+    out, args, asked = tmp_path / "rows.v1", argparse.Namespace(model=TINY), [{"id": "a"}, {"id": "b"}]
+    (tmp_path / "rows.v1.partial.bak").write_text("mine\n")
+    write = lambda answer: sample_script.write_rows(out, args, {}, asked, answer)
+    with pytest.raises(InputError, match="there is no row of b here; all machines must share"):
+        write(lambda todo: todo[:1])
+    assert not out.exists() and read_rows([tmp_path / "rows.v1.partial"]) == asked[:1]
+    write(lambda todo: todo)
+    assert read_rows([out]) == asked
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.v1", "rows.v1.partial.bak", "rows.v1.run.json"}
+
+
+def test_result_rows_are_not_prompts(prompts, tmp_path):
+    """A protocol's rows would keep the base model's logit KL."""
+    out = tmp_path / "base.jsonl"
+    sample(out, "numbers", "--prompts", *prompts, "--n", 2, "--paths", 2)
+    flags = ("numbers", "--model", TINY, "--protocol", "batch", "--out", tmp_path / "batch.jsonl")
+    assert "has draws already: it is a result" in complaint(sample_script, *flags, "--prompts", out)
+
+
 @pytest.fixture
 def small_disk():
     """No file may grow above 60 kB."""
@@ -342,7 +365,19 @@ def test_scores_replace_nothing_but_scores(prompts, tmp_path):
     for _ in range(2):
         call(metrics, rows, "--out", tmp_path / "scores.jsonl")
     assert str(rows) in complaint(metrics, rows, "--out", tmp_path / "scores.jsonl", "--report", rows)
-    assert read_rows([rows]) == before
+    notes.write_text("**Notes**\n")
+    assert str(notes) in complaint(metrics, rows, "--out", tmp_path / "scores.jsonl", "--report", notes)
+    assert read_rows([rows]) == before and notes.read_text() == "**Notes**\n"
+    for _ in range(2):
+        call(metrics, rows, "--out", tmp_path / "scores.jsonl", "--report", tmp_path / "report.md")
+
+
+def test_one_warning_of_transformers_is_silenced_and_no_other():
+    code = "import warnings, trie\nfor text in ('`is_gradient_checkpointing` is deprecated', 'Another one'):\n"
+    code += "    warnings.warn(text, FutureWarning)"
+    env = {key: value for key, value in ENV.items() if key != "PYTHONWARNINGS"}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stderr
+    assert "Another one" in said and "is_gradient" not in said
 
 
 @pytest.mark.parametrize("name", ["base", "ssot", "target", "target-soft", "figures"])

@@ -160,7 +160,9 @@ def test_a_file_that_lost_a_row_is_refused_by_metrics(kit):
         ("METHODS='soft; touch bad'", "only words of A-Z a-z 0-9 . _ / - can be used"),
         ("METHODS='$(shell touch bad)'", "only words of A-Z a-z 0-9 . _ / - can be used"),
         ("AXES='numbers $$(touch bad)'", "only words of A-Z a-z 0-9 . _ / - can be used"),
-        ("MODEL='my model'", "MODEL=my model: one model, without spaces"),
+        ("MODEL='my model'", "MODEL=my model: one path, without spaces"),
+        ("RUN='my run'", "RUN=my run: one path, without spaces"),
+        ("DATA='my data'", "DATA=my data: one path, without spaces"),
         ("METHODS='soft base'", "a method cannot be called base"),
         ("METHODS=target-soft", "a method cannot be called target-soft"),
         ("METHODS=figures", "a method cannot be called figures"),
@@ -241,6 +243,19 @@ def test_memory_options_after_other_options_change_nothing(finished):
         path = folder / (name if name.endswith("jsonl") else f"{name}/adapter_config.json")
         path.write_text("")
     assert would_make(folder, "MODEL=other") == would_make(folder, "MODEL=other FLAGS_soft='--accumulate 2'") == []
+
+
+@pytest.mark.parametrize("written", ["--prompts=mine.json", '--prompts "mine.json"', "--prompts ~/mine.json"])
+def test_a_file_that_flags_name_is_watched(kit, written, monkeypatch):
+    monkeypatch.setenv("HOME", str(kit))
+    flags = f"METHODS=soft AXES=open FLAGS_open='{written} --n 4'"
+    shutil.rmtree(kit / "runs/tiny/soft")
+    shutil.rmtree(kit / "runs/tiny/base")
+    (kit / "mine.json").write_text('["Name a city."]')
+    assert make(kit, flags).returncode == make(kit, flags).returncode == 0
+    (kit / "mine.json").write_text('["Name a bird."]')
+    before = snapshot(kit)
+    assert "remove runs/tiny/base/open.jsonl to make it anew" in refused(kit, make(kit, flags), before)
 
 
 def tables_only(before: dict, after: dict) -> bool:

@@ -2,7 +2,9 @@
 scores, its pictures and commands exist."""
 
 import doctest
+import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -57,6 +59,15 @@ def test_the_tables_are_those_of_the_committed_scores():
         assert (folder / "report.md").read_text() == "\n".join(metrics.tables(own))
     assert between("costs") == "\n".join(readme.costs(RESULTS))
     assert between("perplexity") == "\n".join(readme.perplexity(RESULTS))
+
+
+def test_the_costs_of_a_fork_show_its_own_options(tmp_path):
+    shutil.copytree(RESULTS[0] / "soft", mine := tmp_path / "mine")
+    record = json.loads((mine / "run.json").read_text())
+    record["args"] |= {"loss": "reverse", "limit": None}
+    (mine / "run.json").write_text(json.dumps(record))
+    (line,) = readme.costs([tmp_path])
+    assert line.startswith("- tiny, mine: 189 steps in ") and "seed 0, loss reverse) on 1 of 2 cores" in line
 
 
 def test_the_exercises_table_is_what_was_measured():

@@ -332,6 +332,7 @@ def test_prompts_of_one_s_own(tmp_path, axis):
     assert own(tmp_path / "a", ' [{"prompt": "A tree?"},\n {"prompt": "A bird?", "id": "b", "why": 1}]', axis) == rows
     texts = own(tmp_path / "a", '["A tree?", "A bird?"]', axis)
     assert texts == [{"id": f"{axis}-{i:03d}", "prompt": text} for i, text in enumerate(("A tree?", "A bird?"))]
+    assert own(tmp_path / "a", '\ufeff["A tree?", "A bird?"]', axis) == texts  # a byte order mark, as Windows writes it
 
 
 @pytest.mark.parametrize(

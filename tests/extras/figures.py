@@ -169,7 +169,7 @@ def main() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "legend.frameon": False, "lines.linewidth": 2,
                          "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
 
-    files = [Path(file) for file in args.files if Path(file).name != "log.jsonl"]
+    files = [Path(file) for file in args.files if Path(file).stem not in ("log", "novelty", "published", "scores")]
     rows = read_rows(files, ("id", "model", "method", "axis", "draws"))
     if len(models := sorted({row["model"] for row in rows})) > 1:
         raise InputError(f"these rows are of several models ({', '.join(models)}); draw one at a time")
@@ -183,7 +183,7 @@ def main() -> None:
     inks = {method: INKS[i % len(INKS)] for i, method in enumerate(order) if method in present}
     rows.sort(key=lambda row: order.index(row["method"]))
     answers = [row for row in rows if row["axis"] == "open"]
-    numbers = [row for row in rows if row["axis"] == "numbers" and "family" in row]
+    numbers = [row for row in rows if row["axis"] == "numbers" and "outputs" not in row]
     exact = [row for row in numbers if "logit_kl_form" in row and row["split"] in SPLITS]
 
     pictures = {"overview": overview(plt, numbers, answers, logs, inks)}
