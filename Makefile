@@ -16,10 +16,10 @@ $(foreach m,$(METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),
 $(foreach m,$(TRAINED),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error there is no train_$m.py)))
 $(foreach v,METHODS AXES,$(if $(filter $(words $($v)),$(words $(sort $($v)))),,$(error $v=$($v): one of them is there twice)))
 $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is not one of numbers open mcq))
-# ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its weights, read once for all sub-makes.
-override MODEL := $(or $(subst $(CURDIR)/,,$(realpath $(MODEL))),$(MODEL))
+# ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its files, read once for all sub-makes.
+override MODEL := $(or $(subst $(CURDIR)/,,$(realpath $(MODEL))),$(MODEL:%/=%))
 export MODEL_IS := $(if $(filter $(MODEL),$(firstword $(MODEL_IS))),$(MODEL_IS),$(MODEL) $(if \
-  $(wildcard $(MODEL)/*.safetensors),$(firstword $(shell cat $(MODEL)/*.safetensors | sha256sum))))
+  $(wildcard $(MODEL)/*.safetensors),$(firstword $(shell cat $(wildcard $(addprefix $(MODEL)/*.,safetensors json jinja)) | sha256sum))))
 override RUN := $(patsubst %/,%,$(or $(RUN),runs/$(notdir $(MODEL))))
 override DATA := $(patsubst %/,%,$(or $(DATA),runs/data))
 PY := $(or $(PYTHON),.venv/bin/python)
@@ -50,10 +50,10 @@ help: ## this list
 	@awk -F'## ' '/^[A-Z]+ *\?=.*## /{split($$1, v, " *[?]= *"); printf "  %-8s %s (default: %s)\n", v[1], $$2, v[2]}' Makefile
 reproduce: ## data, training, draws, tables: the embedded model, or MODEL=Qwen/Qwen3-0.6B
 	@$(MAKE) -s $(DATA)/train.jsonl && $(MAKE) -s CHECK=1 $(ROWS) && $(MAKE) -s -j$(JOBS) $(ROWS)
-	@made=$$(sha256sum $(ROWS) metrics.py); [ "$$made" = "$$(cat $(RUN)/scores.asked 2>&1)" ] && cat $(RUN)/report.md || \
+	@made=$$(sha256sum $(ROWS) metrics.py distributions.py); [ "$$made" = "$$(cat $(RUN)/scores.asked 2>&1)" ] && [ -e $(RUN)/scores.jsonl ] && cat $(RUN)/report.md || \
 	  { $(PY) metrics.py $(ROWS) --out $(RUN)/scores.jsonl --report $(RUN)/report.md && echo "$$made" > $(RUN)/scores.asked; }
 sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d", in one table; one that fails is named at the end
-	@for model in $(MODELS); do $(MAKE) -s reproduce MODEL=$$model && rows="$$rows $(ROWS:$(RUN)/%=runs/$${model##*/}/%)" || \
+	@case "$$MAKEFLAGS" in *MODEL=*) echo 'sweep: give MODELS="a/b c/d", not MODEL' >&2; exit 1;; esac; for model in $(MODELS); do $(MAKE) -s reproduce MODEL=$$model && rows="$$rows $(ROWS:$(RUN)/%=runs/$${model##*/}/%)" || \
 	  skipped="$$skipped $$model"; done; [ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
 	  [ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (each said why, above)"; exit 1; }
 figures: $(ROWS) | $(EXTRAS) ## pictures of a model's rows
@@ -79,8 +79,8 @@ test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model
 STAGE = @set -e; refuse() { echo "$@: $$*" >&2; exit 1; }; out=$(if $(filter $(RUN)/%.jsonl,$@),$@,$(@D)); \
 	  asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate)[ =]+[0-9]+//g; s/ --model +[^ ]+//; s/ +/ /g; s/ $$//'; \
 	    echo "model $(if $(findstring --model,$(ASK)),$(lastword $(MODEL_IS)))"; \
-	    for word in $$(echo "$$ASK" | sed "s|[='\"]| |g; s|~/|$$HOME/|g"); do case $$word in sample.py|distributions.py|tests/*.py) continue;; esac; \
-	      for file in $$word $$word/adapter_model.safetensors; do [ ! -f $$file ] || sha256sum $$file; done; done); \
+	    eval "set -- $$ASK"; for word; do case $$word in sample.py|distributions.py|tests/*.py) continue;; esac; \
+	      for file in "$$word" "$${word\#--*=}" "$$word/adapter_model.safetensors"; do [ ! -f "$$file" ] || sha256sum "$$file"; done; done); \
 	  if [ ! -e $@ ]; then [ ! "$$CHECK" ] || exit 0; mkdir -p $(@D); exec 9>>$@.asked; \
 	    ! command -v flock >/dev/null || flock -n 9 || refuse another make is making it; \
 	    echo "$$asked" > $@.asked; eval "$(LAUNCH) $$ASK --out $$out"; \
@@ -93,7 +93,7 @@ $(DATA)/train.jsonl: FORCE | $(VENV)
 $(DATA)/published.jsonl: | $(VENV)
 	@$(PY) tests/extras/published.py prompts --out $@
 .SECONDEXPANSION:
-suffix = $(addprefix -s,$(filter $(SEEDS),$(lastword $(subst -s, ,$(@D)))))# soft-s1 has the flags of soft, and a seed
+suffix = $(addprefix -s,$(filter $(SEEDS) 1 2 3 4 5 6 7 8 9,$(lastword $(subst -s, ,$(@D)))))# soft-s1 has the flags of soft, and a seed
 $(RUN)/%/adapter_config.json: export ASK = train_$(firstword $(subst -, ,$*)).py --model $(MODEL) \
   --data $(DATA)/train.jsonl $(FLAGS) $(FLAGS_$(patsubst %$(suffix),%,$*)) $(suffix:-s%=--seed %)
 $(RUN)/%/adapter_config.json: $(DATA)/train.jsonl FORCE | $(VENV)

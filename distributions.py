@@ -152,8 +152,8 @@ def is_discrete(row: dict) -> bool:
 
 def lattice(row: dict) -> tuple:
     """What can be printed: (cdf, unit, first, last), the values k / unit for integers k from first to last, and cdf(k).
-    They end at the .001 and .999 quantiles, a discrete family of at most MAX_BINS where its support ends; its ends take
-    the tails. unit is 10^decimals, or 1. Raises InputError, also for fewer than two values or too large ones."""
+    They end at the .001 and .999 quantiles or, of a discrete family, where its support ends, but then (a choice) only if
+    they are at most MAX_BINS; it gives its tails to its ends. unit is 10^decimals, or 1. Raises InputError."""
     dist, discrete = distribution(row), is_discrete(row)
     unit = 1 if discrete else 10 ** int(row.get("decimals", DECIMALS))
     with np.errstate(all="ignore"):
@@ -164,7 +164,7 @@ def lattice(row: dict) -> tuple:
         raise InputError(f"{row['family']}: its values are too large for so many decimals, {row['params']}")
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first, last = math.ceil(low - 1e-12 * abs(low)), math.floor(high + 1e-12 * abs(high))
-    if first >= last:
+    if first >= last or (discrete and dist.var() == 0):
         raise InputError(f"{row['family']}: fewer than two numbers of this precision, {row['params']}")
     if not discrete:
         return (lambda k: dist.cdf(k / unit)), unit, first, last
@@ -260,15 +260,15 @@ def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Calla
 
 def prompt_name(row: dict) -> str:
     """What read_rows calls a number prompt. Raises InputError if it cannot be asked or scored."""
-    if not all(isinstance(row[key], str) for key in ("id", "split", "prompt")):
-        raise InputError("id, split, prompt must be texts")
+    if not all(isinstance(row[key], str) for key in ("id", "split", "prompt")) or "draws" in row:
+        raise InputError("id, split, prompt must be texts, and there must be no draws yet")
     texts = {text for text in row.get("outputs", ()) if isinstance(text, str) and text and text == text.strip()}
     if "outputs" not in row:
         lattice({"family": None, "params": None} | row)
     elif not 2 <= len(texts) == len(row["outputs"]) == len(row["probs"]):
         raise InputError("outputs must be two or more different texts without outer spaces, and probs a number each")
-    elif not (min(row["probs"]) >= 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
-        raise InputError(f"probs must not be negative, and must sum to 1; they sum to {sum(row['probs']):.9g}")
+    elif not (min(row["probs"]) > 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
+        raise InputError(f"probs must be above 0, and must sum to 1; they sum to {sum(row['probs']):.9g}")
     return f"id {row['id']!r}"
 
 
@@ -298,7 +298,7 @@ def refuse(out: Path, finished: Path | None = None) -> None:
     """Raises InputError if what a stage would make is there already, or if its name means something else."""
     if finished and finished.exists():
         raise InputError(f"{finished} is there already; remove {out} to make it anew, or choose another --out")
-    if out.name in ("base", "ssot", "batch", "verbalized", "figures") or out.name[:6] == "target":
+    if out.name in "base ssot batch verbalized figures".split() or out.name[:6] == "target":
         raise InputError(f"a method cannot be called {out.name!r}; choose another name")
 
 

@@ -3,9 +3,10 @@
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --report report.md
 
 Reads rows of sample.py, prints tables, and writes a row {model, method, axis, split, metric, value, low, high, n} for
-each metric. value: of number prompts the mean within a family and the median over families (of rates the mean), of open
-prompts the mean (of the support the median), of `mcq` over all draws. low, high: a 95 % bootstrap interval over these.
-Nothing valid is an infinite W1, and counts; infinity is null. The method "target": as many true draws, sampling noise.
+each metric. Of number prompts the value is the mean within a family and the median over families (of rates the mean),
+of open prompts the mean (of the support the median), of `mcq` over all draws; low and high a 95 % bootstrap interval
+over families, prompts or draws. Nothing valid is an infinite W1, and counts; infinity is null. The method "target" is
+as many true draws: what sampling noise leaves. Tables have seeds (soft, soft-s1) as mean ± standard deviation.
 What this file does not do: run a model, or know how rows were made.
 """
 
@@ -59,7 +60,7 @@ def listed_answers(text: str) -> list[tuple[str, float]]:
     lines = re.split("\n+" if "\n" in text else "[,;]", text)
     pattern = re.compile(r"\s*(?:(?:[0-9]+[.)]|[-*•])\s)?\s*([^|]*[^|\s])\s*(?:\|\s*([0-9]*\.?[0-9]+)\s*(%?)\s*)?")
     found = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
-    return [(answer, float(p or 0) / (100 if percent else 1)) for answer, p, percent in found]
+    return [(answer, min(float(p or 0), 1e9) / (100 if percent else 1)) for answer, p, percent in found]
 
 
 def answers_of(row: dict) -> list[str]:
@@ -129,12 +130,12 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
 
 
 def cdf_gap(values: np.ndarray, row: dict) -> float:
-    """sup |F_values - F_target|, the Kolmogorov distance from what a perfect sampler prints: bounded, however wild."""
+    """sup |F_values - F_target|, the Kolmogorov distance. A choice: from all numbers, not from the thinned outputs."""
     cdf, unit, first, last = dist.lattice(row)
-    target = lambda k: np.where(k < first, 0.0, np.where(k < last, cdf(k + 0.5), 1.0))
-    points, counts = np.unique(values * unit, return_counts=True)
-    drawn = np.cumsum(counts) / len(values)  # at each point; just below it, less by its own share
-    return float(np.abs([drawn - target(points), drawn - counts / len(values) - target(points - 1)]).max())
+    target = lambda k: np.where(k < first, 0.0, np.where(k < last, cdf(k + 0.5), 1.0))  # F at k / unit, for integers k
+    points, counts = np.unique(np.round(values * unit, 6), return_counts=True)  # 0.29 * 100 is 28.999999999999996
+    upto, own = np.cumsum(counts) / len(values), counts / len(values)  # just below a point F_values lacks its own share
+    return float(np.abs([upto - target(np.floor(points)), upto - own - target(np.ceil(points) - 1)]).max())
 
 
 def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) -> bool:
@@ -222,22 +223,20 @@ def expected_tv(n: int, probs: np.ndarray) -> float:
 
 tv_of_uniform = lambda places: expected_tv(len(places), np.full(4, 0.25))
 uniform_p_value = lambda places: stats.chisquare(np.bincount(places, minlength=4)).pvalue
+COSTS = {"answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)}
 METRICS = {  # axis -> metric -> heading, statistic over families, prompts or draws
     "numbers": {
         "normalized_w1": ("norm. W1", np.median), "cdf_gap": ("CDF gap", np.median),
         "tv": ("TV", np.median), "excess_tv": ("excess TV", np.median),
         "logit_kl": ("logit KL", np.median), "logit_kl_floor": ("its floor", np.median),
         "excess_kl": ("excess KL", np.median), "form_kl": ("of it form", np.median), "shape_kl": ("shape", np.median),
-        "valid_rate": ("valid", np.mean), "gof_pass_rate": ("GOF pass", np.mean),
-        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)},
+        "valid_rate": ("valid", np.mean), "gof_pass_rate": ("GOF pass", np.mean), **COSTS},
     "open": {
         "valid_rate": ("valid", np.mean), "support_90": ("support 90 %", np.median), "unique_rate": ("unique", np.mean),
-        "top_share": ("top answer", np.mean), "number_rate": ("numbers", np.mean),
-        "answer_rate": ("answered", np.mean), "tokens": ("tokens", np.mean)},
+        "top_share": ("top answer", np.mean), "number_rate": ("numbers", np.mean), **COSTS},
     "mcq": {
         "valid_rate": ("valid", np.mean), "tv": ("TV", total_variation), "tv_uniform": ("TV of uniform", tv_of_uniform),
-        "p_value": ("p", uniform_p_value), **{f"share_{x}": (x.upper(), np.mean) for x in "abcd"},
-        "tokens": ("tokens", np.mean)},
+        "p_value": ("p", uniform_p_value), **{f"share_{x}": (x.upper(), np.mean) for x in "abcd"}, **COSTS},
 }  # fmt: skip
 
 
@@ -317,7 +316,7 @@ def check_same_prompts(rows: list[dict]) -> None:
     """Raises InputError if two methods of a model and axis were not asked the same prompts."""
     methods, asked = {}, {}
     for row in rows:
-        question = str([row.get(key) for key in ("id", "prompt", "params", "decimals", "outputs", "probs")])
+        question = str([row.get(key) for key in ("id", "bins", "prompt", "params", "decimals", "outputs", "probs")])
         methods.setdefault((row["model"], row["axis"]), set()).add(row["method"])
         asked.setdefault((row["model"], row["axis"], question), set()).add(row["method"])
     for (model, axis, question), own in asked.items():

@@ -8,7 +8,7 @@
 
 A row is the prompt's own row and model, method ("base", the name of the adapter's folder, or the protocol), axis (the
 command), **draws** (the raw answers in the order drawn; one that was cut at --max-tokens ends in "…"), tokens (of all
-draws, end tokens included) and seconds. What is exact is added: to `numbers` logit_kl, its part logit_kl_form and
+draws, end tokens included) and seconds. What is exact is added: to `numbers` bins, logit_kl, its part logit_kl_form and
 logit_kl_floor, in nats per token (`logit_kl` below, trie.kl_floor); to `open` support_90, how many of the most probable
 first tokens hold 90 % of the probability, and top, [[text, probability], ...].
 
@@ -24,6 +24,7 @@ finished rows wait in FILE.partial, and FILE appears when all are there.
 
 import hashlib
 import json
+import os
 import re
 import sys
 import time
@@ -133,8 +134,9 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
             raise dist.InputError(f"{path}: {error}") from None
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in listed]
     rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]
-    if not rows or not all(isinstance(row["id"], str) and isinstance(row.get("prompt"), str) for row in rows):
-        raise dist.InputError(f"{', '.join(paths)}: there must be prompts, each, and each id, a text")
+    texts = lambda row: isinstance(row["id"], str) and isinstance(row.get("prompt"), str) and "draws" not in row
+    if not rows or not all(map(texts, rows)):
+        raise dist.InputError(f"{', '.join(paths)}: there must be prompts, each, and each id, a text, and no draws yet")
     if len({row["id"] for row in rows}) < len(rows):
         raise dist.InputError(f"{', '.join(paths)}: two prompts have the same id")
     return rows
@@ -248,12 +250,11 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
 
     if state.is_main_process and partials():
         before = json.loads(record.read_text()) if record.exists() else {}
-        if other := [key for key in made if before.get(key) != made[key]]:
-            names, other = ", ".join(map(str, partials())), " and ".join(other)
-            raise dist.InputError(f"{names} was made with other {other} (see {record}); remove it to start anew")
+        if other := " and ".join(key for key in made if before.get(key) != made[key]):
+            raise dist.InputError(f"{partials()[0]} was made with other {other} (see {record}); remove it to go on")
         for partial in partials():  # without a line that was cut off when the run was killed
             whole, newline, _ = partial.read_bytes().rpartition(b"\n")
-            partial.write_bytes(whole + newline)
+            os.truncate(partial, len(whole + newline))
     elif state.is_main_process:
         trie.write_run(record, args, **made)
     state.wait_for_everyone()
@@ -262,6 +263,7 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     todo = [row for row in asked if row["id"] not in finished][state.process_index :: state.num_processes]
     state.wait_for_everyone()
     share = out.with_name(f"{out.name}.partial" + (f".{state.process_index}" if state.process_index else ""))
+    dist.refuse(out, out)  # another run may have made it while this one loaded its model
     with open(share, "a", encoding="utf-8") as file:
         bar = tqdm(answer(todo), str(out), total=len(todo), disable=not state.is_main_process)
         for row in bar:
@@ -272,7 +274,7 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     if state.is_main_process:
         rows = kept()
         if missing := [row["id"] for row in asked if row["id"] not in rows]:
-            raise dist.InputError(f"there is no row of {missing[0]} here; all machines must share {out.parent}")
+            raise dist.InputError(f"no row of {missing[0]}: another run took it, or machines do not share {out.parent}")
         dist.write_text(out, dist.to_jsonl(rows[row["id"]] for row in asked))
         for partial in partials():
             partial.unlink()
@@ -280,14 +282,13 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
 
 def draw(args, asked: list[dict]) -> None:
     """Ask what is asked of a model, with an adapter or by a protocol if there is one, and write the rows."""
-    if done := [row["id"] for row in asked if "draws" in row]:
-        raise dist.InputError(f"{done[0]} has draws already: it is a result, and the prompts are in another file")
     adapter = Path(args.adapter).resolve() if args.adapter else None
     if adapter:
         dist.refuse(adapter)
     model, tokenizer, end = trie.load(args.model, adapter)
     method = "+".join(filter(None, [adapter and adapter.name, args.protocol])) or "base"
     source = {"model": args.model, "method": method, "axis": args.axis, "protocol": args.protocol}
+    source |= {"bins": args.bins} if args.axis == "numbers" else {}
     inputs = {"prompts": hashlib.sha256(dist.to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
     inputs["adapter"] = dist.digest(adapter / "adapter_model.safetensors") if adapter else None
     answer = lambda todo: (row | source for row in answers(model, tokenizer, end, todo, args))
@@ -301,14 +302,12 @@ def main() -> None:
         add = axes.add_parser(axis, help=what).add_argument
         add("--model", required=True, help="hub id or folder of a chat model")
         add("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
-        own = "prompt rows (unseen.jsonl, ood.jsonl)" if axis == "numbers" else "your own prompts: JSONL or a JSON list"
-        add("--prompts", nargs="+", metavar="FILE", required=axis == "numbers", help=own)
+        own = f"JSONL files{'' if axis == 'numbers' else ', or JSON lists, of prompts of yours'}"
+        add("--prompts", nargs="+", action="extend", metavar="FILE", required=axis == "numbers", help=own)
         add("--n", type=int, default=n, help=f"answers to each prompt (default {n})")
-        own = f"ask by a system prompt: {', '.join(PROTOCOLS)}"
-        add("--protocol", choices=PROTOCOLS if axis in ASKED else (), help=own)
+        add("--protocol", choices=PROTOCOLS if axis in ASKED else (), help=f"a system prompt: {', '.join(PROTOCOLS)}")
         if axis == "numbers":
-            own = f"canonical outputs of the logit KL (default {dist.MAX_BINS})"
-            add("--bins", type=int, default=dist.MAX_BINS, help=own)
+            add("--bins", type=int, default=dist.MAX_BINS, help="outputs of the target's trie (default %(default)s)")
             add("--paths", type=int, default=128, help="paths of the logit KL (default 128)")
         add("--max-tokens", type=int, help=f"cut a reply here (default {tokens}, or that of the protocol)")
         add("--rows", type=int, help="most draws in one pass (default 1024, of long answers 256)")

@@ -17,7 +17,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -73,8 +72,9 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
 
 
 def identity(name: str) -> str:
-    """What a model is, however its name is written: the SHA-256 of a folder's weights, or a hub id."""
-    return " ".join(map(digest, sorted(Path(name).glob("*.safetensors")))) or name
+    """What a model is, however its name is written: checksums of a folder's files that matter, or a hub id."""
+    files = [path for path in sorted(Path(name).glob("*")) if path.suffix in (".json", ".jinja", ".safetensors")]
+    return " ".join(map(digest, files)) or name
 
 
 def load_adapter(model, name: str, adapter: Path):
@@ -121,9 +121,8 @@ def save_adapter(accelerator, model, out: Path) -> None:
 
 def write_run(path: Path, args, **more) -> None:
     """Write a run's provenance, before any work starts: options, inputs, versions, hardware."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    cpu = re.findall("model name.*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    commit = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
+    cpu = re.findall("model name.*: (.*)", Path("/proc/cpuinfo").read_text()) if os.path.exists("/proc/cpuinfo") else []
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "scipy")}
     record = {"args": vars(args), **more, "identity": identity(args.model), "date": str(DATE), "commit": commit}
     record["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else [*cpu, platform.machine()][0]
@@ -133,7 +132,7 @@ def write_run(path: Path, args, **more) -> None:
 
 def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -> str:
     """Messages in the model's chat template. Raises InputError where it cannot take them."""
-    options |= {"enable_thinking": thinking, "reasoning_effort": "medium" if thinking else "low"}
+    options |= {"enable_thinking": thinking, "reasoning_effort": "low"}
     try:
         options |= {"date_string": DATE.strftime("%d %b %Y"), "chat_template": PINNED + tokenizer.get_chat_template()}
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)

@@ -118,7 +118,7 @@ def test_chain_from_rows_to_table(adapters, prompts, tmp_path):
         rows = sample(files[-1], "numbers", "--prompts", *prompts, "--n", 100, *adapter)
         source = read_rows(prompts)
         assert [{key: row[key] for key in source[0]} for row in rows] == source
-        added = SOURCE | {"logit_kl", "logit_kl_form", "logit_kl_floor"}
+        added = SOURCE | {"bins", "logit_kl", "logit_kl_form", "logit_kl_floor"}
         for row in rows:
             assert set(row) - set(source[0]) == added and (row["model"], row["method"]) == (TINY, method)
             assert len(row["draws"]) == 100 and all(isinstance(text, str) for text in row["draws"])
@@ -283,7 +283,7 @@ def test_partial_files_are_told_from_backups_and_missing_rows_are_named(tmp_path
     out, args, asked = tmp_path / "rows.v1", argparse.Namespace(model=TINY), [{"id": "a"}, {"id": "b"}]
     (tmp_path / "rows.v1.partial.bak").write_text("mine\n")
     write = lambda answer: sample_script.write_rows(out, args, {}, asked, answer)
-    with pytest.raises(InputError, match="there is no row of b here; all machines must share"):
+    with pytest.raises(InputError, match="no row of b: another run took it, or machines do not share"):
         write(lambda todo: todo[:1])
     assert not out.exists() and read_rows([tmp_path / "rows.v1.partial"]) == asked[:1]
     write(lambda todo: todo)
@@ -292,11 +292,23 @@ def test_partial_files_are_told_from_backups_and_missing_rows_are_named(tmp_path
 
 
 def test_result_rows_are_not_prompts(prompts, tmp_path):
-    """A protocol's rows would keep the base model's logit KL."""
+    """A protocol's rows would keep the base model's logit KL; and who trains on what was drawn, trains on the evaluation."""
     out = tmp_path / "base.jsonl"
     sample(out, "numbers", "--prompts", *prompts, "--n", 2, "--paths", 2)
     flags = ("numbers", "--model", TINY, "--protocol", "batch", "--out", tmp_path / "batch.jsonl")
-    assert "has draws already: it is a result" in complaint(sample_script, *flags, "--prompts", out)
+    assert f"{out}:1: id, split, prompt must be texts, and there must be no draws" in complaint(
+        sample_script, *flags, "--prompts", out
+    )
+    training = ("--model", TINY, "--data", out, "--out", tmp_path / "soft")
+    assert "there must be no draws yet" in complaint(train_soft, *training)
+    asked = sample(tmp_path / "open.jsonl", "open", "--prompts", *prompts, "--n", 2)
+    flags = ("open", "--model", TINY, "--out", tmp_path / "again.jsonl")
+    assert "no draws yet" in complaint(sample_script, *flags, "--prompts", tmp_path / "open.jsonl") and len(asked) == 4
+
+
+def test_prompts_given_in_two_options_are_all_asked(prompts, tmp_path):
+    flags = ("--prompts", prompts[0], "--prompts", prompts[1], "--n", 2, "--paths", 2)
+    assert len(sample(tmp_path / "rows.jsonl", "numbers", *flags)) == 4
 
 
 @pytest.fixture
@@ -429,7 +441,7 @@ OWN = {"id": "a", "split": "ood", "prompt": "p", "outputs": ["1", "2"], "probs":
         (json.dumps(ROW | {"params": {}}) + "\n", "f.jsonl:1: poisson takes the parameters lambda"),
         (json.dumps({k: v for k, v in ROW.items() if k != "family"}) + "\n", "f.jsonl:1: unknown family None"),
         (json.dumps(OWN | {"outputs": ["1", "1"]}) + "\n", "f.jsonl:1: outputs must be two or more different texts"),
-        (json.dumps(OWN | {"probs": [0.5, 0.4]}) + "\n", "f.jsonl:1: probs must not be negative, and must sum to 1"),
+        (json.dumps(OWN | {"probs": [0.5, 0.4]}) + "\n", "f.jsonl:1: probs must be above 0, and must sum to 1"),
     ],
 )
 def test_bad_rows_are_one_line_with_file_and_line(tmp_path, lines, message):

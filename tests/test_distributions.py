@@ -271,6 +271,8 @@ def test_each_prompt_has_its_own_stream():
         ("hypergeometric", {"M": 5, "K": 6, "N": 2}, "hypergeometric: there is none"),
         ("truncnorm", {"mu": 0, "sigma": 1, "lower": 1, "upper": 1}, "truncnorm: there is none"),
         ("gaussian", {"mu": 0.000005, "sigma": 1e-9}, "fewer than two numbers of this precision"),
+        ("bernoulli", {"p": 0}, "fewer than two numbers of this precision"),
+        ("binomial", {"n": 5, "p": 1}, "fewer than two numbers of this precision"),
         ("gaussian", {"mu": 0, "sigma": 1e14}, "too large for so many decimals"),
     ],
 )
@@ -285,8 +287,9 @@ FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads"
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"probs": [0.5, 0.4]}, ":2: probs must not be negative, and must sum to 1; they sum to 0.9"),
-        ({"probs": [1.5, -0.5]}, ":2: probs must not be negative"),
+        ({"probs": [0.5, 0.4]}, ":2: probs must be above 0, and must sum to 1; they sum to 0.9"),
+        ({"probs": [1.5, -0.5]}, ":2: probs must be above 0"),
+        ({"probs": [1, 0]}, ":2: probs must be above 0"),
         (
             {"probs": [1.0]},
             ":2: outputs must be two or more different texts without outer spaces, and probs a number each",

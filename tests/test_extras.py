@@ -237,6 +237,14 @@ def test_the_bars_add_up_to_the_excess(rows):
     assert all(form[name] + shape[name] == pytest.approx(excess[name]) and form[name] > 0 for name in form)
 
 
+def test_two_runs_are_not_drawn_as_one(rows, tmp_path):
+    line = complaint(figures, rows / "base/numbers.jsonl", rows / "base/numbers.jsonl", "--out", tmp_path / "out")
+    assert "it may occur only once" in line
+    few = tmp_path / "few.jsonl"
+    write_text(few, to_jsonl(read_rows([rows / "soft" / "numbers.jsonl"])[:2]))
+    assert "redo one" in complaint(figures, rows / "base/numbers.jsonl", few, "--out", tmp_path / "out")
+
+
 def test_two_models_are_not_drawn_as_one(rows, tmp_path):
     pytest.importorskip("matplotlib", reason="needs requirements-extras.txt")
     other = edited(rows, "base/numbers.jsonl", tmp_path / "other.jsonl", model="other")

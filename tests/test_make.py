@@ -188,7 +188,7 @@ def test_names_that_cannot_be_are_refused_at_once(kit, arguments, message):
 NOTHING = [
     "",
     "touch train_soft.py sample.py distributions.py trie.py metrics.py Makefile runs/data/*.jsonl tests/tiny/*",
-    "echo '# new' | tee -a sample.py distributions.py trie.py train_hard.py > train_other.py",
+    "echo '# new' | tee -a sample.py trie.py train_hard.py > train_other.py",
     "touch runs/tiny/soft/adapter_config.json runs/data/unseen.jsonl",
 ]
 
@@ -245,15 +245,15 @@ def test_memory_options_after_other_options_change_nothing(finished):
     assert would_make(folder, "MODEL=other") == would_make(folder, "MODEL=other FLAGS_soft='--accumulate 2'") == []
 
 
-@pytest.mark.parametrize("written", ["--prompts=mine.json", '--prompts "mine.json"', "--prompts ~/mine.json"])
+@pytest.mark.parametrize("written", ["--prompts=mine.json", '--prompts "m=i ne.json"', "--prompts ~/mine.json"])
 def test_a_file_that_flags_name_is_watched(kit, written, monkeypatch):
     monkeypatch.setitem(ENV, "HOME", str(kit))
     flags = f"METHODS=soft AXES=open FLAGS_open='{written} --n 4'"
     for file in kit.glob("runs/tiny/*/open.jsonl*"):
         file.unlink()
-    (kit / "mine.json").write_text('["Name a city."]')
+    (mine := kit / ("m=i ne.json" if '"' in written else "mine.json")).write_text('["Name a city."]')
     assert make(kit, flags).returncode == make(kit, flags).returncode == 0
-    (kit / "mine.json").write_text('["Name a bird."]')
+    mine.write_text('["Name a bird."]')
     before = snapshot(kit)
     assert "remove runs/tiny/base/open.jsonl to make it anew" in refused(kit, make(kit, flags), before)
 
@@ -280,8 +280,12 @@ def test_edited_scores_remake_the_tables_alone(kit):
     before = snapshot(kit)
     (kit / "metrics.py").write_text((kit / "metrics.py").read_text().replace('"norm. W1"', '"W1 / W1"'))
     assert "| W1 / W1 " in make(kit, "").stdout and tables_only(before, snapshot(kit))
-    (kit / "runs/tiny/report.md").unlink()
-    assert "| W1 / W1 " in make(kit, "").stdout and tables_only(before, snapshot(kit))
+    for name in ("report.md", "scores.jsonl"):
+        (kit / "runs/tiny" / name).unlink()
+        assert "| W1 / W1 " in make(kit, "").stdout and tables_only(before, snapshot(kit))
+    asked = (kit / "runs/tiny/scores.asked").read_text()
+    (kit / "distributions.py").write_text((kit / "distributions.py").read_text() + "# new\n")
+    assert make(kit, "").returncode == 0 and (kit / "runs/tiny/scores.asked").read_text() != asked
 
 
 # ------------------------------------------------------------------------------------- only what is missing is made
@@ -342,9 +346,13 @@ def test_each_method_has_its_file_and_flags(kit):
     )
 
 
-def test_a_method_is_made_once_for_each_seed(kit):
+@pytest.mark.parametrize(
+    "methods",
+    ["METHODS='soft hard-matched batch' SEEDS='0 1'", "METHODS='soft soft-s1 hard-matched hard-matched-s1 batch'"],
+)
+def test_a_method_is_made_once_for_each_seed(kit, methods):
     """soft-s1 is soft with its flags and another seed, in training and in drawing; what trains nothing has one seed."""
-    words = "METHODS='soft hard-matched batch' SEEDS='0 1' AXES=open FLAGS_open="
+    words = f"{methods} AXES=open FLAGS_open="
     result = make(kit, words, PYTHON="echo", MODEL="x/y", FLAGS_soft="--draws 8")
     assert result.returncode == 0, result.stderr
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]

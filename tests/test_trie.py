@@ -66,7 +66,7 @@ def test_prompt_ids_are_the_rendered_template_once(tokenizers, style):
 def test_thinking_is_on_where_the_template_has_it(tokenizers):
     shown = {style: trie.decode(t, trie.chat_ids(t, "Hi 1", thinking=True)) for style, t in tokenizers.items()}
     assert "<think>" not in shown["qwen"] and shown["qwen"] + "<think>\n\n</think>\n\n" == RENDERED["qwen"]
-    assert shown["harmony"].endswith("<|start|>assistant") and "Reasoning: medium" in shown["harmony"]
+    assert shown["harmony"].endswith("<|start|>assistant") and "Reasoning: low" in shown["harmony"]
     assert shown["llama"] == RENDERED["llama"]
 
 

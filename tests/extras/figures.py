@@ -2,7 +2,6 @@
 
     make figures                                                              # runs/tiny/figures/*.png
     python tests/extras/figures.py runs/tiny/*/*.jsonl --out figures
-    python tests/extras/figures.py runs/tiny/base/numbers.jsonl --out small                  # what can be drawn of it
 
 overview.png  the idea in four panels: draws beside two targets, an open question before and after, the training loss
 excess.png    the excess KL, split into form (mass on what is no number) and shape (which number): means over families,
@@ -11,7 +10,6 @@ families.png  normalized W1 of each family, beside that of a perfect sampler wit
 
 Reads rows of sample.py, all of one model, and the log.jsonl beside them in an adapter's folder. A picture without data
 is left out, and so is a panel. It needs requirements-extras.txt.
-
 What this file does not do: compute a score (metrics.py does), or draw protocols such as SSOT.
 """
 
@@ -170,10 +168,12 @@ def main() -> None:
                          "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
 
     files = [Path(file) for file in args.files if Path(file).stem not in ("log", "novelty", "published", "scores")]
-    rows = read_rows(files, ("id", "model", "method", "axis", "draws"))
+    name = lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})"
+    rows = read_rows(files, ("id", "model", "method", "axis", "draws"), name)
+    metrics.check_same_prompts(rows)
     if len(models := sorted({row["model"] for row in rows})) > 1:
         raise InputError(f"these rows are of several models ({', '.join(models)}); draw one at a time")
-    logs = {file.parent.name: file.with_name("log.jsonl") for file in files}
+    logs = {file.resolve().parent.name: file.with_name("log.jsonl") for file in files}
     logs = {method: read_rows([log]) for method, log in logs.items() if log.exists()}
     logs = {method: log for method, log in logs.items() if all("floor" in entry for entry in log)}
 

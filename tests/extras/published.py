@@ -56,7 +56,7 @@ def published() -> list[Sampler]:
 def measured(name: str, ink: str, rows: list[dict]) -> Sampler:
     scores = [metrics.score(row) for row in rows]
     w1, gaps, rates = ([one[metric] for one in scores] for metric in ("normalized_w1", "cdf_gap", "valid_rate"))
-    return Sampler(name, ink, w1, [len(row["draws"]) for row in rows], np.median(gaps), np.mean(rates))
+    return Sampler(name, ink, w1, [len(metrics.answers_of(row)) for row in rows], np.median(gaps), np.mean(rates))
 
 
 def table(samplers: list[Sampler], new: list[bool]) -> list[str]:
@@ -100,7 +100,9 @@ def compare(files: list[str], out: Path) -> None:
         metrics.check_same_prompts([row | wanted for row in asked] + own)
         samplers.append(measured(f"**{Path(model).name}, {method}**", INKS[methods.index(method) % len(INKS)][0], own))
     samplers.sort(key=lambda one: -np.median(one.w1))
-    most = {row["id"]: row for row in sorted(rows, key=lambda row: len(row["draws"]))}  # as many draws as the most
+    most = {
+        row["id"]: row for row in sorted(rows, key=lambda row: len(metrics.answers_of(row)))
+    }  # as many draws as the most
     samplers.append(measured("a perfect sampler", "black", [metrics.target_row(row) for row in most.values()]))
 
     grid, families = {row["prompt"] for row in dist.make_rows("train")}, dist.FAMILIES

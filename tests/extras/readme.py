@@ -115,7 +115,12 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("file", metavar="FILE", help="Markdown file with marker lines")
     parser.add_argument(
-        "--results", nargs="+", required=True, metavar="DIR", help="has scores.jsonl and METHOD/log.jsonl"
+        "--results",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="DIR",
+        help="has scores.jsonl and METHOD/log.jsonl",
     )
     parser.add_argument("--exercises", metavar="FILE", help="scores of the exercises' forks")
     args = parser.parse_args()
