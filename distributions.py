@@ -245,7 +245,7 @@ def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Calla
         for number, line in enumerate(Path(path).read_bytes().splitlines() or [b""], 1):
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_constant=int)  # which refuses NaN and Infinity
                 if not isinstance(row, dict) or not set(keys) <= set(row):
                     raise InputError(f"needs an object with the keys {', '.join(keys)}")
                 called = name(row) if name else where

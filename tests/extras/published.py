@@ -96,7 +96,7 @@ def compare(files: list[str], out: Path) -> None:
     methods = list(dict.fromkeys([*ORDER, *(row["method"] for row in rows)]))  # the colours are those of figures.py
     for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
         own = [row for row in rows if (row["model"], row["method"]) == (model, method)]
-        wanted = {"model": model, "method": "the published prompts", "axis": "numbers"}
+        wanted = {"model": model, "method": "the published prompts", "axis": "numbers", "bins": own[0].get("bins")}
         metrics.check_same_prompts([row | wanted for row in asked] + own)
         samplers.append(measured(f"**{Path(model).name}, {method}**", INKS[methods.index(method) % len(INKS)][0], own))
     samplers.sort(key=lambda one: -np.median(one.w1))
