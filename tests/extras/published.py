@@ -100,9 +100,8 @@ def compare(files: list[str], out: Path) -> None:
         metrics.check_same_prompts([row | wanted for row in asked] + own)
         samplers.append(measured(f"**{Path(model).name}, {method}**", INKS[methods.index(method) % len(INKS)][0], own))
     samplers.sort(key=lambda one: -np.median(one.w1))
-    most = {
-        row["id"]: row for row in sorted(rows, key=lambda row: len(metrics.answers_of(row)))
-    }  # as many draws as the most
+    count = lambda row: len(metrics.answers_of(row))
+    most = {row["id"]: row for row in sorted(rows, key=count)}  # as many draws as the most
     samplers.append(measured("a perfect sampler", "black", [metrics.target_row(row) for row in most.values()]))
 
     grid, families = {row["prompt"] for row in dist.make_rows("train")}, dist.FAMILIES
