@@ -310,8 +310,9 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
 def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """A next token for each of m draws: by inverse CDF, over the full vocabulary, at temperature 1. (m,) logits (R, V);
     owner (m,): the row each draw is at; uniform (m,): each draw's own random number in [0, 1)."""
-    cdf = logits.double().softmax(-1).cumsum(-1)[owner]  # (m, V); in float32 its rounding would reach 10^-5
-    return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
+    cdf = logits.double().softmax(-1).cumsum(-1)  # (R, V); in float32 its rounding would reach 10^-5
+    cdf = (cdf / cdf[:, -1:]).add_(torch.arange(len(cdf), device=cdf.device)[:, None])  # row r runs from r to r + 1
+    return torch.searchsorted(cdf.flatten(), owner + uniform, right=True) % cdf.shape[1]
 
 
 @torch.inference_mode()
