@@ -337,6 +337,7 @@ def main() -> None:
             raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")
     keys = ("id", "model", "method", "axis", "draws")
     rows = dist.read_rows(files, keys, lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})")
+    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]  # pandas fills with null
     check_same_prompts(rows)
     scores = aggregate(rows)
     dist.write_text(args.out, dist.to_jsonl(scores))

@@ -365,6 +365,19 @@ def test_what_is_there_is_not_overwritten(adapters, data, prompts, tmp_path):
     assert read_rows([tmp_path / "data" / "ood.jsonl"]) == rows
 
 
+def test_rows_that_pandas_joined_score_as_before(prompts, tmp_path):
+    """What is missing in some rows is null in them."""
+    base, own = tmp_path / "base.jsonl", tmp_path / "own.jsonl"
+    rows = sample(base, "numbers", "--prompts", prompts[0], "--n", 2, "--paths", 2)
+    write_text(tmp_path / "coin.jsonl", json.dumps(OWN) + "\n")
+    rows += sample(own, "numbers", "--prompts", tmp_path / "coin.jsonl", "--n", 2, "--paths", 2)
+    keys = {key for row in rows for key in row}
+    write_text(tmp_path / "joined.jsonl", to_jsonl({key: row.get(key) for key in keys} for row in rows))
+    call(metrics, base, own, "--out", tmp_path / "apart")
+    call(metrics, tmp_path / "joined.jsonl", "--out", tmp_path / "joined")
+    assert (tmp_path / "apart").read_text() == (tmp_path / "joined").read_text()
+
+
 def test_scores_replace_nothing_but_scores(prompts, tmp_path):
     rows = tmp_path / "rows.jsonl"
     before = sample(rows, "numbers", "--prompts", *prompts, "--n", 2, "--paths", 2)
