@@ -152,8 +152,8 @@ def is_discrete(row: dict) -> bool:
 
 def lattice(row: dict) -> tuple:
     """What can be printed: (cdf, unit, first, last), the values k / unit for integers k from first to last, and cdf(k).
-    They end at the .001 and .999 quantiles or, of a discrete family, where its support ends, but then (a choice) only if
-    they are at most MAX_BINS; it gives its tails to its ends. unit is 10^decimals, or 1. Raises InputError."""
+    They go from the .001 to the .999 quantile; those of a discrete family to the ends of its support, if these are (a
+    choice) at most MAX_BINS, and its first and last take the tails. unit is 10^decimals, or 1. Raises InputError."""
     dist, discrete = distribution(row), is_discrete(row)
     unit = 1 if discrete else 10 ** int(row.get("decimals", DECIMALS))
     with np.errstate(all="ignore"):
