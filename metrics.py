@@ -22,6 +22,8 @@ from scipy import stats
 
 import distributions as dist
 
+OTHERS = ("log", "novelty", "published", "scores")  # files of a run that the tables and pictures pass over
+row_name = lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})"
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "‹": "›", "„": "“", "「": "」"}
 LABEL = re.compile(r"^((?i:question:|correct answer:|explanation:)|[A-H][.)](?=\s))", re.MULTILINE)
@@ -138,17 +140,15 @@ def cdf_gap(values: np.ndarray, row: dict) -> float:
     return float(np.abs([upto - target(np.floor(points)), upto - own - target(np.ceil(points) - 1)]).max())
 
 
-def fits(values: np.ndarray, row: dict, support: np.ndarray, probs: np.ndarray) -> bool:
-    """Whether a test at 1 % lets these values pass: Kolmogorov-Smirnov, or chi-square over cells pooled to 5 draws."""
-    if not dist.is_discrete(row):
-        return bool(stats.kstwo.sf(cdf_gap(values, row), len(values)) >= 0.01)
+def chi_square_p(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
+    """The p-value of a chi-square test of values (N,) of a discrete target, over cells pooled to 5 expected draws."""
     observed = np.bincount(np.searchsorted((support[:-1] + support[1:]) / 2, values), minlength=len(support))
     expected, starts = probs * len(values), [0]
     for i in range(1, len(expected)):
         if min(expected[starts[-1] : i].sum(), expected[i:].sum()) >= 5:
             starts.append(i)
     observed, expected = np.add.reduceat(observed, starts), np.add.reduceat(expected, starts)
-    return len(expected) < 2 or bool(stats.chisquare(observed, expected).pvalue >= 0.01)
+    return stats.chisquare(observed, expected).pvalue if len(expected) > 1 else 1.0
 
 
 def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
@@ -165,7 +165,8 @@ def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
         scores = {"normalized_w1": normalized_w1(values, support, probs) if n else np.inf}
         scores["cdf_gap"] = cdf_gap(values, row) if n else 1.0
     scores["valid_rate"] = n / len(answers)
-    scores["gof_pass_rate"] = float(n > 0 and fits(values, row, support, probs))
+    p = chi_square_p(values, support, probs) if dist.is_discrete(row) else stats.kstwo.sf(scores["cdf_gap"], n or 1)
+    scores["gof_pass_rate"] = float(n > 0 and p >= 0.01)
     if "logit_kl" in row:  # the excess is form, and shape above the floor, which belongs to it
         kl, floor, form = row["logit_kl"], row["logit_kl_floor"], row["logit_kl_form"]
         scores |= {"logit_kl": kl, "logit_kl_floor": floor, "excess_kl": kl - floor}
@@ -331,12 +332,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    files = [file for file in args.files if Path(file).stem not in ("log", "novelty", "published", "scores")]
+    files = [file for file in args.files if Path(file).stem not in OTHERS]
     for path, begins in {args.out: '{"model"', args.report: tuple(f"**{axis}**\n" for axis in METRICS)}.items():
         if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
             raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")
-    keys = ("id", "model", "method", "axis", "draws")
-    rows = dist.read_rows(files, keys, lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})")
+    rows = dist.read_rows(files, ("id", "model", "method", "axis", "draws"), row_name)
     rows = [{key: value for key, value in row.items() if value is not None} for row in rows]  # pandas fills with null
     check_same_prompts(rows)
     scores = aggregate(rows)

@@ -208,7 +208,7 @@ def test_pooling_joins_cells_from_the_left(monkeypatch, seen, wanted, pooled):
     tested, chisquare = [], stats.chisquare
     monkeypatch.setattr(metrics.stats, "chisquare", lambda *cells: tested.append(cells) or chisquare(*cells))
     values = np.repeat(np.arange(len(seen)), seen)
-    metrics.fits(values, COUNT, np.arange(len(seen)), np.array(wanted) / sum(wanted))
+    metrics.chi_square_p(values, np.arange(len(seen)), np.array(wanted) / sum(wanted))
     ((observed, expected),) = tested
     assert observed.tolist() == pooled[0] and expected == pytest.approx(pooled[1])
 

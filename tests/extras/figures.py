@@ -167,9 +167,8 @@ def main() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "legend.frameon": False, "lines.linewidth": 2,
                          "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
 
-    files = [Path(file) for file in args.files if Path(file).stem not in ("log", "novelty", "published", "scores")]
-    name = lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})"
-    rows = read_rows(files, ("id", "model", "method", "axis", "draws"), name)
+    files = [Path(file) for file in args.files if Path(file).stem not in metrics.OTHERS]
+    rows = read_rows(files, ("id", "model", "method", "axis", "draws"), metrics.row_name)
     metrics.check_same_prompts(rows)
     if len(models := sorted({row["model"] for row in rows})) > 1:
         raise InputError(f"these rows are of several models ({', '.join(models)}); draw one at a time")
