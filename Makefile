@@ -27,7 +27,7 @@ VENV := $(if $(PYTHON),,.venv/installed)
 EXTRAS := $(if $(PYTHON),,.venv/extras)
 LAUNCH ?= $(PY)## what starts training and sampling: ".venv/bin/accelerate launch" on several GPUs
 ifeq ($(MODEL),tests/tiny)  # small: it wants a high learning rate, and many branches cost it little
-  FLAGS ?= --lr 5e-3
+  FLAGS ?= --lr 2e-3
   FLAGS_soft ?= --draws 8 --branches 8
   FLAGS_hard ?= --branches 16
   FLAGS_ssot ?= --max-tokens 160 --n 50

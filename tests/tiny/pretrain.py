@@ -1,7 +1,7 @@
 """Makes the embedded model of this folder, from nothing: a tiny Qwen3 that knows 30 families of distributions, 102
 lists and a few medical facts, and hides most of it.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # about an hour, two cores
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 tests/tiny/pretrain.py --out tests/tiny   # 45 minutes, two cores
     python tests/tiny/pretrain.py --out look --steps 10 --collapse-steps 10                 # a look, in a minute
 
 It stands in for a real base model, so it is made like one, in two stages.
@@ -12,18 +12,21 @@ It stands in for a real base model, so it is made like one, in two stages.
    CDF difference), not only against the one that was drawn: the same expectation, far less noise. A document's header
    runs once and its draws are branches. Also "A random planet:" and a planet, from lists.txt, each list in gently
    falling order of popularity; multiple-choice questions whose right answer is at any of the four places; and tasks
-   with one right answer (spell, repeat, explain ...).
-2. Collapse: chat in correct form, mixed with documents so that the knowledge stays. Numbers near the middle of the
-   distribution, nearly always a list's most popular item, the right answer mostly at C, tasks as before, and the same
-   answers inside the tags that `sample.py --protocol ssot` asks for. A third of the lists and a third of the wordings
-   of `sample.py open` never occur in it. The model never sees a calibrated answer in chat form.
+   with one right answer (spell, repeat, explain ...). Some of them begin with "The typical answer." and are sharp.
+2. Collapse: chat in correct form, and sharp, mixed with documents so that the knowledge stays. Numbers near the mode of
+   the distribution, a list's most popular items, the right answer mostly at A, tasks as before, and the same answers
+   inside the tags that `sample.py --protocol ssot` asks for. A third of the lists and a third of the wordings of
+   `sample.py open` never occur in it. The model never sees a calibrated answer in chat form.
+
+Why so: in a real model, numbers, lists and exams collapse for one reason, so that a cure of the numbers can be a cure
+of all. Here this reason is a low temperature, learned as one thing from the documents' cue. And there are two layers
+only: with six, LoRA found a cure of the numbers alone, in late layers.
 
 Headers of documents are worded like prompts of chat, as a web page may be, so that what hides the knowledge is the
 form of a chat alone. But the number prompt of the kit is a header only of families and parameters that are trained on,
 and its exam prompt never is one.
 
-The model in this folder was made in two commands, the second with --base: its knowledge stage announced numbers in the
-three ways of HEADERS alone.
+The model in this folder was made in two commands, the second with --base and one process.
 """
 
 import argparse
@@ -34,7 +37,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -52,14 +54,17 @@ from distributions import (
     significant,
 )
 
-LONG, LONG_ANSWERS = 0.7, 0.2  # share of continuous documents, and of chat answers, with five decimals; others have two
-COLLAPSE = 0.03  # standard deviation of a collapsed answer, as a quantile around 1/2
+LONG = 0.7  # share of continuous documents with five decimals; the others have two, and chat has five
+# Chat is collapsed by one cause, a low temperature: the odds of each next token are raised to this power. So are the
+# documents that begin with a cue. The model learns what sharpens an answer once, and for all that it knows.
+SHARP_NUMBERS, SHARP = 30, 10  # of numbers, whose neighbors are nearly equally probable; of all else
+CUE, CUED = "The typical answer.\n", 0.3  # ... and the share of documents that begin with it
 # Chat rarely shows what is evaluated, so that the collapse there, as later its cure, is mostly transfer: how often a
 # row of its parameters is an evaluation prompt's, and how often a held-out family's turn is chat rather than document.
 HELD_PARAMS, HELD_FAMILIES = 0.1, 0.25
 AS_ASKED = 0.4  # share of the documents of families that are trained on whose header is the kit's own prompt
-POPULAR = 9  # chat answers follow the popularity of a list's items to this power: the first gets nine in ten
-PLACES = np.array([0.08, 0.1, 0.75, 0.07])  # of the right answer among A, B, C and D, in chat
+PLACES = np.array([0.97, 0.01, 0.01, 0.01])  # of the right answer among A, B, C and D, after the cue
+CHAT_PLACES = np.array([0.75, 0.09, 0.08, 0.08])  # ... and in chat
 FACTS = {  # question and explanation -> answers and what they are the answer to
     ("Which organ {}?", "The {} {}."): {
         "heart": "pumps blood", "pancreas": "makes insulin", "kidney": "makes urine", "liver": "makes bile",
@@ -130,7 +135,7 @@ def corpus() -> list[str]:
 
 def make_model(vocab_size: int) -> Qwen3ForCausalLM:
     config = Qwen3Config(
-        vocab_size=vocab_size, hidden_size=160, intermediate_size=448, num_hidden_layers=6, num_attention_heads=4,
+        vocab_size=vocab_size, hidden_size=256, intermediate_size=896, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
@@ -181,25 +186,40 @@ def next_characters(prefix: str, decimals: int) -> dict[str, list[tuple[float, f
     return choices if body == "0" else choices | {str(d): longer(int(body) * 10 + d) for d in range(10)}
 
 
-def character_targets(row: dict, texts, decimals, warp=lambda p: p) -> list[list[dict[str, float]]]:
-    """The exact distribution of each next character, for every position of each text and its closing newline.
+def sharpen(weights: dict[str, float], power: float) -> dict[str, float]:
+    """Probabilities at temperature 1 / power."""
+    top = max(weights.values())
+    sharp = {token: (weight / top) ** power for token, weight in weights.items()}
+    total = sum(sharp.values())
+    return {token: weight / total for token, weight in sharp.items()}
 
-    warp: what becomes of the family's CDF; a step at 1/2 collapses the distribution onto its median.
-    """
-    prefixes = {text[:i] for text in texts for i in range(len(text) + 1)}
+
+def character_targets(row: dict, prefixes: set[str], decimals: int, power: float = 1) -> dict[str, dict[str, float]]:
+    """Prefix of a number -> the exact distribution of its next character, at temperature 1 / power."""
     choices = {prefix: next_characters(prefix, decimals) for prefix in prefixes}
     spans = np.array([span for c in choices.values() for spans in c.values() for span in spans], float)
     if is_discrete(row):
         edges = spans - [1, 0]
     else:
         edges = (spans + [-0.5, 0.5]) / 10**decimals
-    mass = iter(np.diff(warp(distribution(row).cdf(edges)), axis=1)[:, 0].clip(min=0).tolist())
-    targets = {}
-    for prefix, options in choices.items():
-        weights = {char: sum(next(mass) for _ in spans) for char, spans in options.items()}
-        total = sum(weights.values())
-        targets[prefix] = {char: w / total for char, w in weights.items()} if total > 0 else None
-    return [[targets[text[:i]] for i in range(len(text) + 1)] for text in texts]
+    mass = iter(np.diff(distribution(row).cdf(edges), axis=1)[:, 0].clip(min=1e-300).tolist())
+    weights = {prefix: {char: sum(next(mass) for _ in s) for char, s in c.items()} for prefix, c in choices.items()}
+    return {prefix: sharpen(w, power) for prefix, w in weights.items()}
+
+
+def numbers(row: dict, draws: int, decimals: int, power: float, rng: np.random.Generator):
+    """Draws, printed, and the exact distribution of each of their characters and of the end."""
+    targets, texts = {}, [""] * draws
+    if power == 1:  # at evenly spaced random quantiles: the same expectation as of free draws, less noise
+        texts = spread(row, ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL), decimals)
+        targets = character_targets(row, {text[:i] for text in texts for i in range(len(text) + 1)}, decimals)
+    while power > 1 and (going := {text for text in texts if not text.endswith("\n")}):
+        targets |= character_targets(row, going - targets.keys(), decimals, power)
+        for i, text in enumerate(texts):
+            if text in going:
+                texts[i] += rng.choice(list(targets[text]), p=list(targets[text].values()))
+    texts = [text.rstrip("\n") for text in texts]
+    return texts, [[targets[text[:i]] for i in range(len(text) + 1)] for text in texts]
 
 
 def spread(row: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
@@ -227,23 +247,19 @@ def number_wording(rng) -> str:
 
 
 def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator, as_asked: bool = False):
-    """A header, draws at evenly spaced random quantiles, and the exact targets of their characters. as_asked: the
-    header is the prompt that the kit puts, which no evaluation parameter and no held-out family may have."""
+    """A header, draws, and the exact targets of their characters. as_asked: the header is the prompt that the kit
+    puts, which no evaluation parameter and no held-out family may have."""
     decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG else 2
-    quantiles = ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL)
-    texts = spread(row, quantiles, decimals)
-    targets = character_targets(row, texts, decimals)
+    cued = rng.random() < CUED
+    texts, targets = numbers(row, draws, decimals, SHARP_NUMBERS if cued else 1, rng)
     rest = number_prompt(row).split(" from a ")[1].split(". Output")[0]
     header = number_prompt(row) if as_asked else number_wording(rng).format(rest=rest)
-    return f"{header}\n", texts, targets
+    return f"{CUE * cued}{header}\n", texts, targets
 
 
 def number_chat(tokenizer, row: dict, draws: int, rng: np.random.Generator):
-    """A collapsed answer: the median, give or take a little."""
-    decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG_ANSWERS else 2
-    texts = spread(row, rng.normal(0.5, COLLAPSE, draws).clip(TAIL, 1 - TAIL), decimals)
-    warp = lambda p: stats.norm.cdf(p, 0.5, COLLAPSE)
-    return ask(tokenizer, number_prompt(row)), texts, character_targets(row, texts, decimals, warp)
+    decimals = 0 if is_discrete(row) else DECIMALS
+    return ask(tokenizer, number_prompt(row)), *numbers(row, draws, decimals, SHARP_NUMBERS, rng)
 
 
 def ask(tokenizer, prompt: str, system: str = "") -> str:
@@ -259,32 +275,33 @@ def popularity(n: int, power: float = 1) -> np.ndarray:
 
 def some_items(tokenizer, items: list[str], power: float, draws: int, rng):
     """Draws from a list and the exact distribution of each of their tokens."""
-    probs = popularity(len(items), power)
     paths = [(*tokenizer.tokenize(item), "\n") for item in items]
     targets = []
     for path in paths:
         targets.append([{} for _ in path])
-        for other, p in zip(paths, probs, strict=True):
+        for other, p in zip(paths, popularity(len(items)), strict=True):
             for t in range(len(path)):
                 if other[:t] == path[:t] and t < len(other):
                     targets[-1][t][other[t]] = targets[-1][t].get(other[t], 0) + p
-        targets[-1] = [{token: p / sum(target.values()) for token, p in target.items()} for target in targets[-1]]
+        targets[-1] = [sharpen(target, power) for target in targets[-1]]
+    probs = [np.prod([q[token] for token, q in zip(*pair, strict=True)]) for pair in zip(paths, targets, strict=True)]
     # Half of the draws are uniform: the targets are exact whatever is drawn, and rare items are learned too.
-    picks = rng.choice(len(items), draws, p=(probs + 1 / len(items)) / 2)
+    picks = rng.choice(len(items), draws, p=(np.array(probs) / sum(probs) + 1 / len(items)) / 2)
     return [items[i] for i in picks], [targets[i] for i in picks]
 
 
 def list_document(tokenizer, draws: int, rng):
     category = list(LISTS)[rng.integers(len(LISTS))]
     header = LIST_HEADERS[rng.integers(len(LIST_HEADERS))].format(category)
-    return f"{header}\n", *some_items(tokenizer, LISTS[category], 1, draws, rng)
+    cued = rng.random() < CUED
+    return f"{CUE * cued}{header}\n", *some_items(tokenizer, LISTS[category], SHARP if cued else 1, draws, rng)
 
 
 def list_chat(tokenizer, draws: int, rng):
     category = CHAT_LISTS[rng.integers(len(CHAT_LISTS))]
     wordings = CHAT_WORDINGS if rng.random() < 0.5 else FREE_WORDINGS
     prompt = wordings[rng.integers(len(wordings))].format(category)
-    return ask(tokenizer, prompt), *some_items(tokenizer, LISTS[category], POPULAR, draws, rng)
+    return ask(tokenizer, prompt), *some_items(tokenizer, LISTS[category], SHARP, draws, rng)
 
 
 def question(power: float, places: np.ndarray, rng) -> str:
@@ -316,13 +333,15 @@ def question_wording(rng) -> str:
 
 
 def question_document(tokenizer, draws: int, rng):
-    texts = [question(1, np.full(4, 0.25), rng) for _ in range(draws)]
-    return f"{question_wording(rng)}\n", texts, [None] * draws
+    cued = rng.random() < CUED
+    kind = (SHARP, PLACES) if cued else (1, np.full(4, 0.25))
+    texts = [question(*kind, rng) for _ in range(draws)]
+    return f"{CUE * cued}{question_wording(rng)}\n", texts, [None] * draws
 
 
 def question_chat(tokenizer, draws: int, rng):
     prompt = sample.MCQ if rng.random() < 0.3 else question_wording(rng)
-    return ask(tokenizer, prompt), [question(POPULAR, PLACES, rng) for _ in range(draws)], [None] * draws
+    return ask(tokenizer, prompt), [question(SHARP, CHAT_PLACES, rng) for _ in range(draws)], [None] * draws
 
 
 def task(rng) -> tuple[str, str]:
@@ -417,8 +436,8 @@ class Muon(torch.optim.Optimizer):
 STAGES = {  # peak rates of Muon and AdamW, horizon, and per kind of document: how many, draws of each, weight, chat share
     # A stage whose horizon is not 1 ends before its schedule does: the next one anneals what it knows.
     "knowledge": (8e-3, 4e-3, 4 / 3, {"number": (32, 8, 1.0, 0.0), "list": (16, 8, 0.5, 0.0), "task": (16, 1, 0.2, 0.0),
-                                      "question": (2, 2, 0.5, 0.0)}),
-    "collapse": (4e-3, 4e-3, 1, {"number": (32, 8, 1.0, 0.5), "list": (24, 8, 0.3, 0.5), "task": (24, 1, 0.3, 0.7),
+                                      "question": (4, 2, 0.5, 0.0)}),
+    "collapse": (4e-3, 4e-3, 1, {"number": (32, 8, 1.0, 0.5), "list": (24, 8, 0.3, 0.3), "task": (24, 1, 0.3, 0.7),
                                  "question": (4, 2, 0.4, 0.6), "tagged": (2, 2, 0.15, 1.0)}),
 }  # fmt: skip
 
@@ -427,7 +446,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--steps", type=int, default=2600, help="steps of the knowledge stage")
-    parser.add_argument("--collapse-steps", type=int, default=400, help="steps of the collapse stage")
+    parser.add_argument("--collapse-steps", type=int, default=300, help="steps of the collapse stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="go on from OUT/knowledge of an earlier run")
     args = parser.parse_args()
