@@ -490,7 +490,7 @@ def test_training_is_plain_adamw_without_clipping(module, data, tmp_path, monkey
     monkeypatch.setattr(trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0}))
     rows = d.read_prompts([data / "train.jsonl"], limit=4)
     before, plain, norms = plain_training(module, rows)
-    assert min(norms) > 0.1 and norms[1] > 1e5
+    assert min(norms) > 0.01 and norms[1] > 1e5
 
     loss, scales = module.loss, iter(SCALES)
     monkeypatch.setattr(module, "loss", lambda logits, batch: loss(logits, batch) * next(scales))
@@ -537,7 +537,7 @@ def test_a_loss_that_is_not_finite_stops_with_nothing_saved(module, data, tmp_pa
 def test_a_model_with_missing_weights_is_refused(tmp_path):
     broken = shutil.copytree(TINY, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
-    del weights["model.layers.3.mlp.up_proj.weight"]
+    del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(d.InputError, match=r"broken' lacks .*model\.layers\.3\.mlp\.up_proj\.weight"):
+    with pytest.raises(d.InputError, match=r"broken' lacks .*model\.layers\.1\.mlp\.up_proj\.weight"):
         trie.load(str(broken))
