@@ -173,8 +173,8 @@ HOSTILE = {
 
 
 def test_of_the_generation_config_only_the_ends_count(model, tokenizer, end, tmp_path):
-    """A checkpoint that says "5" and "." are ends: answers are those of the embedded model, cut there."""
-    more = trie.encode_one(tokenizer, "5.")
+    """A checkpoint that says "4" and "." are ends: answers are those of the embedded model, cut there."""
+    more = trie.encode_one(tokenizer, "4.")
     hostile = shutil.copytree(TINY, tmp_path / "hostile")
     (hostile / "generation_config.json").write_text(json.dumps(HOSTILE | {"eos_token_id": more}))
     assert AutoModelForCausalLM.from_pretrained(hostile).generation_config.top_k == 1
@@ -187,9 +187,9 @@ def test_of_the_generation_config_only_the_ends_count(model, tokenizer, end, tmp
         call(sample, "numbers", "--model", folder, *flags, "--out", tmp_path / f"{name}.jsonl")
         rows[name] = read_rows([tmp_path / f"{name}.jsonl"])
     for plain, cut in zip(rows["plain"], rows["hostile"], strict=True):
-        assert cut["draws"] == [draw.replace("5", ".").split(".")[0] for draw in plain["draws"]]
+        assert cut["draws"] == [draw.replace("4", ".").split(".")[0] for draw in plain["draws"]]
+        assert any(a != b for a, b in zip(plain["draws"], cut["draws"], strict=True))
         assert (plain["logit_kl"], plain["logit_kl_form"]) == (cut["logit_kl"], cut["logit_kl_form"])
-    assert all("." in draw for draw in rows["plain"][0]["draws"])  # so the first row's are cut
     # A checkpoint whose eos is one id, or none, is as good.
     for eos, ends in ((more[0], [end, more[0]]), (None, [end])):
         (hostile / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))

@@ -455,7 +455,7 @@ def test_every_draw_of_an_epoch_is_trained_on_exactly_once(module, draws, branch
         assert Counter(trained[epoch * 3 * draws : (epoch + 1) * 3 * draws]) == Counter(now)
 
 
-SCALES, RATE = (1, 10**6, 10**3), 1e-3
+SCALES, RATE = (10, 10**6, 10**3), 1e-3
 
 
 def plain_training(module, rows) -> tuple[dict, dict, list[float]]:
@@ -490,7 +490,7 @@ def test_training_is_plain_adamw_without_clipping(module, data, tmp_path, monkey
     monkeypatch.setattr(trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0}))
     rows = d.read_prompts([data / "train.jsonl"], limit=4)
     before, plain, norms = plain_training(module, rows)
-    assert min(norms) > 0.01 and norms[1] > 1e5
+    assert min(norms) > 0.1 and norms[1] > 1e5
 
     loss, scales = module.loss, iter(SCALES)
     monkeypatch.setattr(module, "loss", lambda logits, batch: loss(logits, batch) * next(scales))
