@@ -83,7 +83,7 @@ STAGE = @set -e; refuse() { echo "$@: $$*" >&2; exit 1; }; out=$(if $(filter $(R
 	      for file in "$$word" "$${word\#--*=}" "$$word/adapter_model.safetensors"; do [ ! -f "$$file" ] || sha256sum "$$file"; done; done); \
 	  if [ ! -e $@ ]; then [ ! "$$CHECK" ] || exit 0; mkdir -p $(@D); exec 9>>$@.asked; \
 	    ! command -v flock >/dev/null || flock -n 9 || refuse another make is making it; \
-	    echo "$$asked" > $@.asked; eval "$(LAUNCH) $$ASK --out $$out"; \
+	    echo "$$asked" > $@.asked; eval "$(if $(filter $@,$(DATA)/train.jsonl),$(PY),$(LAUNCH)) $$ASK --out $$out"; \
 	  elif [ -e $@.asked ]; then differs=$$(echo "$$asked" | diff $@.asked - | sed -n 's/^< /made with: /p; s/^> /asked now: /p'); \
 	    [ ! "$$differs" ] || refuse "$$(echo "$$differs" | tr '\n' ';') remove $$out to make it anew"; \
 	  elif [ $@ != $(DATA)/train.jsonl ]; then refuse "no $@.asked says how it was made; remove $$out to make it anew"; fi

@@ -151,17 +151,17 @@ def is_discrete(row: dict) -> bool:
 
 
 def lattice(row: dict) -> tuple:
-    """What can be printed: (cdf, unit, first, last), the values k / unit for integers k from first to last, and cdf(k).
-    They go from the .001 to the .999 quantile; those of a discrete family to the ends of its support, if these are (a
-    choice) at most MAX_BINS, and its first and last take the tails. unit is 10^decimals, or 1. Raises InputError."""
+    """What can be printed: (cdf, unit, first, last), of values k / unit for integers k from first to last. cdf(k) is the
+    probability up to k. They reach from the .001 to the .999 quantile; those of a discrete family as far as its support,
+    if (a choice) at most MAX_BINS. First and last take the tails. unit is 10^decimals, or 1. Raises InputError."""
     dist, discrete = distribution(row), is_discrete(row)
     unit = 1 if discrete else 10 ** int(row.get("decimals", DECIMALS))
     with np.errstate(all="ignore"):
         quantiles = dist.ppf([TAIL, 1 - TAIL]) * unit
         whole = np.where(discrete & np.isfinite(dist.support()), dist.support(), quantiles)
         low, high = whole if np.ptp(whole) < MAX_BINS else quantiles
-    if not max(abs(low), abs(high)) < 1e11:  # in float64 the probability of a single one would be lost beyond
-        raise InputError(f"{row['family']}: its values are too large for so many decimals, {row['params']}")
+    if unit < 1 or not max(abs(low), abs(high)) < 1e11:  # in float64 one value's probability would be lost beyond
+        raise InputError(f"{row['family']}: too large for so many decimals, or these below 0, {row['params']}")
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first, last = math.ceil(low - 1e-12 * abs(low)), math.floor(high + 1e-12 * abs(high))
     if first >= last or (discrete and dist.var() == 0):
@@ -295,10 +295,10 @@ def digest(path: str | Path) -> str:
 
 
 def refuse(out: Path, finished: Path | None = None) -> None:
-    """Raises InputError if what a stage would make is there already, or if its name means something else."""
+    """Raises InputError if what a stage would make is there already, or if its folder's name means something else."""
     if finished and finished.exists():
         raise InputError(f"{finished} is there already; remove {out} to make it anew, or choose another --out")
-    if out.name in "base ssot batch verbalized figures".split() or out.name[:6] == "target":
+    if out != finished and (out.name in "base ssot batch verbalized figures".split() or out.name[:6] == "target"):
         raise InputError(f"a method cannot be called {out.name!r}; choose another name")
 
 
@@ -325,7 +325,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run the same command again to go on")
+        sys.exit(f"{name}: interrupted; the same command goes on (a training: from its beginning)")
     except Exception as error:
         known = {"OutOfMemoryError": "; lower --rows or, in training, raise --accumulate", "SafetensorError": ""}
         if not isinstance(error, InputError | OSError) and type(error).__name__ not in known:

@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    files = [file for file in args.files if Path(file).stem not in OTHERS]
+    files = [file for file in args.files if Path(file).stem not in OTHERS] or args.files
     for path, begins in {args.out: '{"model"', args.report: tuple(f"**{axis}**\n" for axis in METRICS)}.items():
         if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
             raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")

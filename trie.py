@@ -289,7 +289,7 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
 
 
 def extend(model, prefix: Prefix, tokens: torch.Tensor, logits_to_keep: int = 0) -> tuple[Prefix, torch.Tensor]:
-    """Read tokens (R, T), or PAD, behind a prefix, whose cache is used up: the longer Prefix, the logits (R, T, V)."""
+    """Read tokens (R, T), or PAD, into a prefix's cache (not to be used again): the longer Prefix, logits (R, T, V)."""
     mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     options = {"attention_mask": mask, "position_ids": positions, "past_key_values": prefix.cache}
@@ -319,7 +319,7 @@ def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> 
 def walk(model, prompts: list[list[int]], ends: list[int], uniform: np.ndarray, rows: int = 1024) -> list[list[int]]:
     """n answers to each of B prompts, drawn at temperature 1 over the full vocabulary: token ids, in the draws' order.
     One live row serves each *distinct* (prompt, prefix), so a thousand draws cost what their distinct prefixes cost.
-    uniform (B * n, T): each draw's own random numbers; neither its company nor `rows`, how many walk at once, matters.
+    uniform (B * n, T): each draw's own random numbers, so `rows` (how many walk at once) changes no answer.
     The n of a prompt are side by side. An answer ends with one of `ends` or after T."""
     ends = torch.tensor(ends, device=model.device)
     home = torch.arange(len(prompts), device=model.device).repeat_interleave(len(uniform) // len(prompts))

@@ -241,7 +241,9 @@ def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT if kind == "open" else signal.SIGKILL)
     said = process.communicate()[1].decode()
-    assert kind == "ssot" or said.endswith("sample.py: interrupted; run the same command again to go on\n")
+    assert kind == "ssot" or said.endswith(
+        "sample.py: interrupted; the same command goes on (a training: from its beginning)\n"
+    )
     assert "Traceback" not in said and not out.exists() and partial.exists()
     with open(partial, "a") as file:
         file.write('{"id": "cut off in the mid')
@@ -390,6 +392,10 @@ def test_scores_replace_nothing_but_scores(prompts, tmp_path):
     for _ in range(2):
         call(metrics, rows, "--out", tmp_path / "scores.jsonl")
     assert str(rows) in complaint(metrics, rows, "--out", tmp_path / "scores.jsonl", "--report", rows)
+    log, scores = tmp_path / "log.jsonl", tmp_path / "scores.jsonl"
+    log.write_text('{"step": 1}\n')
+    kept = scores.read_text()
+    assert f"{log}:1" in complaint(metrics, log, "--out", scores) and scores.read_text() == kept
     notes.write_text("**Notes**\n")
     assert str(notes) in complaint(metrics, rows, "--out", tmp_path / "scores.jsonl", "--report", notes)
     assert read_rows([rows]) == before and notes.read_text() == "**Notes**\n"

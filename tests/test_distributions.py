@@ -281,6 +281,11 @@ def test_impossible_parameters_are_named(family, params, message):
         d.canonical_outputs(target(family, **params))
 
 
+def test_decimals_below_0_are_refused():
+    with pytest.raises(d.InputError, match="gaussian: .*decimals.*below 0"):
+        d.canonical_outputs(target("gaussian", mu=0, sigma=1) | {"decimals": -1})
+
+
 FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads", "tails"], "probs": [0.5, 0.5]}
 
 

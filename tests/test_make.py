@@ -220,6 +220,11 @@ def test_what_changes_no_result_does_nothing(kit, arguments):
     assert result.returncode == 0 and snapshot(kit) == before, result.stderr
 
 
+def test_data_are_made_by_one_process_whatever_starts_the_rest(tmp_path):
+    kit = new_kit(tmp_path / "kit")
+    assert make(kit, "LAUNCH=false").returncode and (kit / "runs/data/train.jsonl").exists()
+
+
 def test_the_kits_folder_may_have_a_space(finished, tmp_path):
     kit = shutil.copytree(finished, tmp_path / "my kit")
     before = snapshot(kit)
