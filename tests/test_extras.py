@@ -36,6 +36,11 @@ def test_help_is_the_docstring_and_a_wrong_option_one_line(name, capsys):
     assert "--help lists the options" in complaint(module, "--nonsense", "1")
 
 
+def test_figures_of_a_log_alone_are_refused(tmp_path):
+    write_text(tmp_path / "log.jsonl", '{"step": 1}\n')
+    assert f"{tmp_path / 'log.jsonl'}:1" in complaint(figures, tmp_path / "log.jsonl", "--out", tmp_path / "pictures")
+
+
 def test_a_script_runs_by_itself_from_another_folder(tmp_path):
     done = script("tests/extras/figures.py", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "overview.png" in done.stdout

@@ -156,7 +156,7 @@ def families(plt, numbers: list[dict], inks: dict):
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="rows of sample.py, of one model")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="rows of sample.py, of one model")
     parser.add_argument("--out", required=True, help="folder for the pictures")
     args = parser.parse_args()
     try:
@@ -167,7 +167,7 @@ def main() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "legend.frameon": False, "lines.linewidth": 2,
                          "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
 
-    files = [Path(file) for file in args.files if Path(file).stem not in metrics.OTHERS]
+    files = [file for file in args.files if file.stem not in metrics.OTHERS] or args.files
     rows = read_rows(files, ("id", "model", "method", "axis", "draws"), metrics.row_name)
     metrics.check_same_prompts(rows)
     if len(models := sorted({row["model"] for row in rows})) > 1:
