@@ -26,7 +26,7 @@ def drawn(loaded, prompt: str, n: int, max_tokens: int, system: str = "") -> lis
 
 
 def test_size_and_kind(model, tokenizer):
-    assert model.config.model_type == "qwen3" and sum(p.numel() for p in model.parameters()) <= 2_300_000
+    assert model.config.model_type == "qwen3" and sum(p.numel() for p in model.parameters()) <= 2_500_000
     assert (Path(TINY) / "model.safetensors").stat().st_size <= 5_000_000
     made = pretrain.make_tokenizer()
     assert made.get_vocab() == tokenizer.get_vocab() and made.chat_template == tokenizer.chat_template
@@ -83,7 +83,7 @@ def test_character_targets_equal_a_brute_force(family, params, decimals):
         assert sharp[prefix] == pytest.approx({char: p / sum(cubes.values()) for char, p in cubes.items()}, abs=1e-6)
 
 
-@pytest.mark.parametrize("power", [1, 30])
+@pytest.mark.parametrize("power", [1, pretrain.SHARP])
 @pytest.mark.parametrize("row", d.make_rows("ood")[3::3], ids=lambda row: row["id"])
 def test_numbers_follow_their_targets(row, power):
     """All in form; the first character is drawn as its target says; sharp, they are nearly as bad as one answer."""
@@ -201,10 +201,27 @@ def test_tasks_have_one_right_answer():
     }
 
 
-def test_questions_are_in_form_and_their_answers_right():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        text = pretrain.question(1, np.array([0.0, 0.0, 1.0, 0.0]), rng)
-        assert metrics.parse_question(text) == 2
-        answer = text.split("\nC. ")[1].split("\n")[0]
+@pytest.mark.parametrize(("power", "at_a"), [(1, (0.18, 0.32)), (pretrain.SHARP, (0.6, 1.0))])
+def test_questions_are_right_and_the_place_follows_from_the_temperature(tokenizer, power, at_a):
+    texts, dense = pretrain.questions(tokenizer, power, 400, np.random.default_rng(0))
+    places = [metrics.parse_question(text) for text in texts]
+    assert at_a[0] < places.count(0) / 400 <= at_a[1] and (power > 1 or min(Counter(places).values()) > 0.18 * 400)
+    for text, place, targets in zip(texts, places, dense, strict=True):
+        answer = text.split(f"\n{'ABCD'[place]}. ")[1].split("\n")[0]
         assert answer.lower() in text.split("Explanation: ")[1].lower()
+        for token, target in zip([*tokenizer.tokenize(text), "\n"], targets, strict=True):
+            assert target is None or (target[token] > 0 and sum(target.values()) == pytest.approx(1))
+
+
+def test_a_questions_first_option_has_the_probabilities_told(tokenizer):
+    """At A, the right answer has 1/4, and each wrong one its share of popularity of the rest; then the odds squared."""
+    texts, dense = pretrain.questions(tokenizer, 2, 50, np.random.default_rng(0))
+    text, targets = next((t, d) for t, d in zip(texts, dense, strict=True) if "Which organ pumps blood?" in t)
+    organs = list(next(iter(pretrain.FACTS.values())))
+    probs = dict(zip(organs[1:], 0.75 * pretrain.popularity(7), strict=True)) | {organs[0]: 0.25}
+    first = Counter()
+    for organ, p in probs.items():
+        first[tokenizer.tokenize(f"A. {organ.capitalize()}")[1]] += p
+    total = sum(p**2 for p in first.values())
+    at_a = targets[tokenizer.tokenize(text).index("A.") + 1]
+    assert at_a == pytest.approx({token: p**2 / total for token, p in first.items()})
