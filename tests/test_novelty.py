@@ -130,7 +130,8 @@ def judges(tmp_path_factory, drawn) -> dict[str, str]:
     hook = reward.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][0, -1]))
     with torch.inference_mode():
         for text in texts:
-            reward(**reader(text + "<|im_end|>\n", return_tensors="pt"))
+            talk = [{"role": "user", "content": PROMPTS[1]}, {"role": "assistant", "content": text.removesuffix("…")}]
+            reward(**reader(reader.apply_chat_template(talk, tokenize=False), return_tensors="pt"))
         mean = torch.stack(states).mean(0)
         reward.score.weight.copy_(-5 * mean[None] / mean.square().sum())
     hook.remove()
