@@ -273,9 +273,9 @@ def ask(tokenizer, prompt: str, system: str = "") -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def popularity(n: int, power: float = 1) -> np.ndarray:
+def popularity(n: int) -> np.ndarray:
     """Probabilities of a list's n items, in the order of the list."""
-    weights = (3 / (3 + np.arange(n))) ** power
+    weights = 3 / (3 + np.arange(n))
     return weights / weights.sum()
 
 
