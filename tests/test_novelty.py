@@ -117,7 +117,7 @@ def judges(tmp_path_factory, drawn) -> dict[str, str]:
         **size, **relative, intermediate_size=64, type_vocab_size=0, num_labels=2, initializer_range=0.3
     )
     classifier = DebertaV2ForSequenceClassification(config).eval()
-    texts = read_rows([drawn / "base" / "novelty.jsonl"])[1]["draws"]
+    texts = [text.removesuffix("…") for text in read_rows([drawn / "base" / "novelty.jsonl"])[1]["draws"]]
     with torch.inference_mode():  # a threshold that some pairs pass and some do not
         pairs = [tokenizer(a, b, return_tensors="pt")["input_ids"] for a, b in zip(texts, texts[1:], strict=False)]
         logits = torch.cat([classifier(input_ids=pair).logits for pair in pairs])
@@ -130,7 +130,7 @@ def judges(tmp_path_factory, drawn) -> dict[str, str]:
     hook = reward.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][0, -1]))
     with torch.inference_mode():
         for text in texts:
-            talk = [{"role": "user", "content": PROMPTS[1]}, {"role": "assistant", "content": text.removesuffix("…")}]
+            talk = [{"role": "user", "content": PROMPTS[1]}, {"role": "assistant", "content": text}]
             reward(**reader(reader.apply_chat_template(talk, tokenize=False), return_tensors="pt"))
         mean = torch.stack(states).mean(0)
         reward.score.weight.copy_(-5 * mean[None] / mean.square().sum())

@@ -77,6 +77,11 @@ FACTS = {  # question and explanation -> answers and what they are the answer to
         "vitamin C": "scurvy", "vitamin D": "rickets", "vitamin B1": "beriberi", "vitamin B3": "pellagra",
         "vitamin A": "night blindness"},
 }  # fmt: skip
+KNOWN = [  # of each fact: its question, its explanation, all facts of its kind, and itself
+    (f"Question: {ask_for.format(what)}", f"Explanation: {explain.format(answer, what)}", list(facts), answer)
+    for (ask_for, explain), facts in FACTS.items()
+    for answer, what in facts.items()
+]
 LISTS = [line.split(": ") for line in (Path(__file__).parent / "lists.txt").read_text("utf-8").splitlines()]
 LISTS = {category: items.split(", ") for category, items in LISTS}
 CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # the others never occur in chat
@@ -131,10 +136,10 @@ def corpus() -> list[str]:
     texts += [wording.format(category) for category in LISTS for wording in (*LIST_HEADERS, *sample.WORDINGS)]
     texts += [item for items in LISTS.values() for item in items for _ in range(20)]
     texts += [question_wording(rng) for _ in range(300)]
-    for (ask_for, explain), facts in FACTS.items():
-        for letter, (answer, what) in zip("ABCDABCD", facts.items(), strict=False):
-            lines = [f"Question: {ask_for.format(what)}", f"{letter}. {capital(answer)}", f"Correct Answer: {letter}"]
-            texts += ["\n".join(lines), f"Explanation: {explain.format(answer, what)}"] * 20
+    for question, explanation, facts, answer in KNOWN:
+        letter = "ABCD"[facts.index(answer) % 4]
+        lines = [question, f"{letter}. {capital(answer)}", f"Correct Answer: {letter}"]
+        texts += ["\n".join(lines), explanation] * 20
     texts += ["\n".join(task(rng)) for _ in range(6000)]
     return texts + [system for system in SSOT.values() for _ in range(50)]
 
@@ -320,28 +325,27 @@ def list_chat(tokenizer, draws: int, rng):
 def questions(tokenizer, power: float, draws: int, rng):
     """Exam questions and the exact distribution of their tokens: of which question, and of each of its options. The
     right answer is at each of the four places alike, and the popular ones of the wrong come first."""
-    known = [(*form, facts, fact) for form, facts in FACTS.items() for fact in facts]
-    openings = [f"Question: {ask_for.format(facts[fact])}" for ask_for, _, facts, fact in known]
+    openings = [question for question, *_ in KNOWN]
     probs = np.concatenate([popularity(len(facts)) for facts in FACTS.values()]) / len(FACTS)
     opening_targets, opening_probs = choice(tokenizer, openings, probs, power, BREAK)
     texts, dense = [], []
-    for i in rng.choice(len(known), draws, p=opening_probs):
-        _, explain, facts, answer = known[i]
-        lines, targets, left = [openings[i]], [*opening_targets[i]], list(facts)
+    for i in rng.choice(len(KNOWN), draws, p=opening_probs):
+        question, explanation, facts, answer = KNOWN[i]
+        lines, targets, left = [question], [*opening_targets[i]], [*facts]
         for place, letter in enumerate("ABCD"):
             wrong = [fact for fact in left if fact != answer]
             right = 1 / (4 - place) if answer in left else 0
-            probs = dict(zip(wrong, (1 - right) * popularity(len(wrong)), strict=True)) | {answer: right}
-            options = [option for option, p in probs.items() if p]
+            probs = np.append((1 - right) * popularity(len(wrong)), right)
+            options = [option for option, p in zip([*wrong, answer], probs, strict=True) if p]
             written = [f"{letter}. {capital(option)}" for option in options]
-            line_targets, line_probs = choice(tokenizer, written, [probs[o] for o in options], power, BREAK)
+            line_targets, line_probs = choice(tokenizer, written, probs[probs > 0], power, BREAK)
             j = rng.choice(len(options), p=line_probs)
             lines.append(written[j])
             targets += line_targets[j]
             left.remove(options[j])
             if options[j] == answer:
                 key = letter
-        lines += [f"Correct Answer: {key}", f"Explanation: {explain.format(answer, facts[answer])}"]
+        lines += [f"Correct Answer: {key}", explanation]
         texts.append("\n".join(lines))
         dense.append(targets + [None] * (len(tokenizer.tokenize(texts[-1])) + 1 - len(targets)))
     return texts, dense
