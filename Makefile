@@ -10,11 +10,11 @@ bad = $(shell printf %s '$(subst ','\'',$(value $1))' | tr -d 'A-Za-z0-9._/[:spa
 $(foreach v,MODEL METHODS SEEDS AXES N RUN DATA,$(if $(call bad,$v),$(error $v=$(value $v): only words of A-Z a-z 0-9 . _ / - can be used)))
 $(foreach v,MODEL RUN DATA,$(if $(word 2,$($v)),$(error $v=$($v): one path, without spaces (make sweep takes several models))))
 RIVALS := ssot batch verbalized
-override METHODS := $(foreach m,$(METHODS),$(if $(filter $m,$(RIVALS)),$m,$(foreach s,$(SEEDS),$m$(if $(filter-out 0,$s),-s$s))))
-TRAINED := $(filter-out $(RIVALS),$(METHODS))
-$(foreach m,$(METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),$(error a method cannot be called $m)))
+ALL_METHODS := $(foreach m,$(METHODS),$(if $(filter $m,$(RIVALS)),$m,$(foreach s,$(SEEDS),$m$(if $(filter-out 0,$s),-s$s))))
+TRAINED := $(filter-out $(RIVALS),$(ALL_METHODS))
+$(foreach m,$(ALL_METHODS),$(if $(filter base target% figures,$m)$(findstring /,$m),$(error a method cannot be called $m)))
 $(foreach m,$(TRAINED),$(if $(wildcard train_$(firstword $(subst -, ,$m)).py),,$(error there is no train_$m.py)))
-$(foreach v,METHODS AXES,$(if $(filter $(words $($v)),$(words $(sort $($v)))),,$(error $v=$($v): one of them is there twice)))
+$(foreach v,ALL_METHODS AXES,$(if $(filter $(words $($v)),$(words $(sort $($v)))),,$(error $v=$($v): one of them is there twice)))
 $(foreach a,$(filter-out numbers open mcq,$(AXES)),$(error AXES=$(AXES): $a is not one of numbers open mcq))
 # ./tests/tiny, tests/tiny and its absolute path are one model; what it is, is its files, read once for all sub-makes.
 override MODEL := $(or $(subst $(CURDIR)/,,$(realpath $(MODEL))),$(MODEL:%/=%))
@@ -39,7 +39,7 @@ export OMP_NUM_THREADS ?= 1## glibc, below, must not give every large tensor bac
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export TOKENIZERS_PARALLELISM ?= false
-ROWS := $(filter-out $(RIVALS:%=$(RUN)/%/mcq.jsonl),$(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl)))
+ROWS := $(filter-out $(RIVALS:%=$(RUN)/%/mcq.jsonl),$(foreach method,base $(ALL_METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl)))
 each = $(patsubst %,$(RUN)/%/$1.jsonl,base $(TRAINED))
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
@@ -54,7 +54,7 @@ reproduce: ## data, training, draws, tables: the embedded model, or MODEL=Qwen/Q
 	  { $(PY) metrics.py $(ROWS) --out $(RUN)/scores.jsonl --report $(RUN)/report.md && echo "$$made" > $(RUN)/scores.asked; }
 sweep: ## reproduce the paper's 12 models, or MODELS="a/b c/d", in one table; one that fails is named at the end
 	@case "$$MAKEFLAGS" in *MODEL=*) echo 'sweep: give MODELS="a/b c/d", not MODEL' >&2; exit 1;; esac; for model in $(MODELS); do $(MAKE) -s reproduce MODEL=$$model && rows="$$rows $(ROWS:$(RUN)/%=runs/$${model##*/}/%)" || \
-	  skipped="$$skipped $$model"; done; [ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md; \
+	  skipped="$$skipped $$model"; done; [ -z "$$rows" ] || $(PY) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md || exit 1; \
 	  [ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (each said why, above)"; exit 1; }
 figures: $(ROWS) | $(EXTRAS) ## pictures of a model's rows
 	$(PY) tests/extras/figures.py $^ --out $(RUN)/figures
@@ -76,7 +76,7 @@ test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model
 	.venv/bin/python -m pip install -q -r requirements.txt -r requirements-extras.txt && touch $@
 # Every stage is visited. FILE.asked has what made it: script and arguments (but for those that only save memory), the
 # model, and checksums of the files read and of a training's own script. With CHECK=1 nothing is made.
-STAGE = @set -e; refuse() { echo "$@: $$*" >&2; exit 1; }; out=$(if $(filter $(RUN)/%.jsonl,$@),$@,$(@D)); \
+STAGE = @set -e; refuse() { echo "$@: $$*" >&2; exit 1; }; out=$(if $(filter-out $(DATA)/train.jsonl %.json,$@),$@,$(@D)); \
 	  asked=$$(echo "$$ASK" | sed -E 's/ --(rows|accumulate)[ =]+[0-9]+//g; s/ --model +[^ ]+//; s/ +/ /g; s/ $$//'; \
 	    echo "model $(if $(findstring --model,$(ASK)),$(lastword $(MODEL_IS)))"; \
 	    eval "set -- $$ASK"; for word; do case $$word in sample.py|distributions.py|tests/*.py) continue;; esac; \
@@ -106,5 +106,5 @@ $(RUN)/%.jsonl: export ASK = $(call ask,sample.py $(*F))
 $(RUN)/%/numbers.jsonl: export ASK = $(call ask,sample.py numbers,unseen ood,--n $(N))
 $(RUN)/%/published.jsonl: export ASK = $(call ask,sample.py numbers,published,--n $(if $(wildcard /dev/nvidia0),1000,200))
 $(RUN)/%/novelty.jsonl: export ASK = $(call ask,tests/extras/novelty.py draw)
-$(RUN)/%.jsonl: $$(adapter) $$(filter $(DATA)/published.jsonl,$$(ASK)) $(DATA)/train.jsonl FORCE | $(VENV)
+$(RUN)/%.jsonl: $$(adapter) $$(filter $(DATA)/published.jsonl,$$(ASK)) $(DATA)/train.jsonl FORCE | $(VENV) $$(if $$(findstring novelty,$$(ASK)),$(EXTRAS))
 	$(STAGE)

@@ -15,8 +15,8 @@ first tokens hold 90 % of the probability, and top, [[text, probability], ...].
 Everything is drawn at temperature 1 over the full vocabulary (trie.walk), whatever the checkpoint's generation_config
 says. Each draw has random numbers of its own, so --rows changes nothing but the rounding of sums.
 
-Choices where the paper leaves room: the prompts of `open`, `mcq` and `--protocol` are this kit's own words. The logit
-KL is taken over 128 equally probable paths (--paths) where the published code takes four random ones.
+Differences from the paper's published code: the prompts of `open`, `mcq` and `--protocol` are this kit's own words, and
+the logit KL is taken over 128 equally probable paths (--paths), not over four random ones.
 
 What this file does not do: say how good the answers are (metrics.py). Interrupted, it goes on where it stopped:
 finished rows wait in FILE.partial, and FILE appears when all are there.
@@ -152,8 +152,8 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
     At each prefix sum_c q(c) (log q(c) - log p(c)) over its children c, with p over the full vocabulary; averaged over
     the prefixes of a path; then over all leaves by their probability or, where there are more than `paths`, over those
     at the quantiles (i + 1/2) / paths. With m = the sum of p over all tokens of the trie,
-    KL(q || p) = -log m + KL(q || p / m): what is lost on answers that are no number at all, which is *form*, and what
-    is lost on which number.
+    KL(q || p) = -log m + KL(q || p / m): what is lost on tokens that are in no answer, which is *form*, and what is
+    lost on which of them comes next, the end too, which is *shape*.
     """
     if len(tree.probs) <= paths:
         leaves = np.flatnonzero(tree.probs)  # below a prefix without mass there is no target

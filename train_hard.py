@@ -12,7 +12,7 @@ steps, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight dec
 Differences from the paper's published code:
 1. Batches mix families evenly to the last one; theirs run out of the small families half-way.
 2. --branches K trains K answers of a prompt behind one prompt pass. K=1 is the paper's recipe; --branches 16 sees the
-   same 63,616 completions in 126 steps of 32 prompts (2 epochs) or 189 (3 epochs, soft's number).
+   same 63,616 completions in 126 steps of 32 prompts; with --epochs 3, 95,424 in 189, soft's number.
 
 Reads prompt rows; writes a PEFT adapter folder with run.json (what was run; written first) and log.jsonl.
 To try a new objective, copy this file to train_mine.py and edit the three functions below.

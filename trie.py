@@ -308,7 +308,7 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
 
 
 def choose(logits: torch.Tensor, owner: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """A next token for each of m draws: by inverse CDF, over the full vocabulary, at temperature 1. (m,) logits (R, V);
+    """A next token for each of m draws, (m,), by inverse CDF, over the full vocabulary at temperature 1. logits (R, V);
     owner (m,): the row each draw is at; uniform (m,): each draw's own random number in [0, 1)."""
     cdf = logits.double().softmax(-1).cumsum(-1)  # (R, V); in float32 its rounding would reach 10^-5
     cdf = (cdf / cdf[:, -1:]).add_(torch.arange(len(cdf), device=cdf.device)[:, None])  # row r runs from r to r + 1

@@ -380,6 +380,23 @@ def test_a_method_is_made_once_for_each_seed(kit, methods):
     )
 
 
+def test_methods_and_seeds_may_stand_in_the_environment(kit):
+    env = ENV | {"METHODS": "soft", "SEEDS": "0 1", "AXES": "open", "MODEL": "x/y", "PYTHON": "echo"}
+    result = subprocess.run(["make", "reproduce"], cwd=kit, env=env, capture_output=True, text=True)
+    assert result.returncode == 0 and "--seed 1 --out runs/y/soft-s1/open.jsonl" in result.stdout, result.stderr
+
+
+def test_data_may_lie_in_the_folder_of_a_run(kit):
+    assert would_make(kit, "RUN=runs/n DATA=runs/n/data")[0] == "runs/n/data"  # a folder, not runs/n/data/train.jsonl
+
+
+def test_novelty_installs_what_its_draws_need_first(kit):
+    for path in ROOT.glob("requirements*.txt"):
+        shutil.copy(path, kit)
+    plan = subprocess.run(["make", "-n", "novelty"], cwd=kit, env=ENV, capture_output=True, text=True).stdout
+    assert 0 < plan.find("requirements-extras.txt &&") < plan.find("out=runs/tiny/base/novelty.jsonl")
+
+
 def test_compare_asks_every_method_the_published_prompts(kit):
     before = snapshot(kit)
     words = shlex.split(f"make compare MODEL=x/y PYTHON=echo {BRIEF} SEEDS='0 1'")
@@ -408,6 +425,13 @@ def test_a_sweep_names_what_it_skipped(kit):
     table = (kit / "runs/sweep.md").read_text()
     assert "| tests/tiny | unseen | soft " in table and "no/such" not in table
     assert all(snapshot(kit)[name] == before[name] for name in before)
+
+
+def test_a_sweep_without_its_table_has_failed(kit):
+    (kit / "runs/sweep.md").mkdir()
+    words = shlex.split(f"make sweep MODELS=tests/tiny PYTHON={sys.executable} {BRIEF}")
+    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
+    assert result.returncode != 0 and "metrics.py: error" in result.stderr
 
 
 def test_help_lists_every_target(kit):

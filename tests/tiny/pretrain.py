@@ -12,13 +12,13 @@ It stands in for a real base model, so it is made like one, in two stages.
    CDF difference), not only against the one that was drawn: the same expectation, far less noise. A document's header
    runs once and its draws are branches. Also "A random planet:" and a planet, from lists.txt, each list in gently
    falling order of popularity; multiple-choice questions, whose right answer is at each of the four places alike; and
-   tasks with one right answer (spell, repeat, explain ...). Some begin with "The typical answer.": what follows has a
-   low temperature, the odds of every token raised to a power.
+   tasks with one right answer (spell, repeat, explain ...). Some, but no tasks, begin with "The typical answer.": what
+   follows has a low temperature, the odds of every token raised to a power.
 2. Collapse: chat in correct form and at that low temperature, mixed with documents so that the knowledge stays. So
    numbers are near the mode of their distribution, lists give their most popular items, and in exams the right answer
    is mostly at A: no single wrong option is as probable there. Tasks as before, and the same answers inside the tags
-   that `sample.py --protocol ssot` asks for. A third of the lists and a third of the wordings of `sample.py open` never
-   occur in it. The model never sees a calibrated answer in chat form.
+   that `sample.py --protocol ssot` asks for. From a third of the lists, and by a third of the wordings of `sample.py
+   open`, nothing is asked for in it. The model never sees a calibrated answer in chat form.
 
 Why so: in a real model, numbers, lists and exams collapse for one reason, so that a cure of the numbers can be a cure
 of all. Here this reason is the temperature, learned as one thing from the documents' cue. And there are two layers
@@ -63,7 +63,7 @@ LONG = 0.7  # share of continuous documents with five decimals; the others have 
 SHARP = 25
 CUE, CUED = "The typical answer.\n", 0.3  # ... and the share of documents that begin with it
 # Chat rarely shows what is evaluated, so that the collapse there, as later its cure, is mostly transfer: how often a
-# row of its parameters is an evaluation prompt's, and how often a held-out family's turn is chat rather than document.
+# row of its parameters is an evaluation prompt's, and how much rarer held-out families are in it than the others.
 HELD_PARAMS, HELD_FAMILIES = 0.1, 0.25
 AS_ASKED = 0.4  # share of the documents of families that are trained on whose header is the kit's own prompt
 FACTS = {  # question and explanation -> answers and what they are the answer to
@@ -84,7 +84,7 @@ KNOWN = [  # of each fact: its question, its explanation, all facts of its kind,
 ]
 LISTS = [line.split(": ") for line in (Path(__file__).parent / "lists.txt").read_text("utf-8").splitlines()]
 LISTS = {category: items.split(", ") for category, items in LISTS}
-CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # the others never occur in chat
+CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # chat asks for nothing from the others
 CHAT_WORDINGS = [wording for i, wording in enumerate(sample.WORDINGS) if i % 3 != 1]
 FREE_WORDINGS = tuple(
     f"{wording}{rest}"
@@ -94,7 +94,7 @@ FREE_WORDINGS = tuple(
     )
     for rest in ("", " One answer only.", " Just the answer.", " Output ONLY the answer.")
 )  # fmt: skip
-# Every prompt of chat is also a document's header. The knowledge is the same; only the markers of a chat hide it.
+# Every prompt of chat that asks for an item is also a document's header: only the markers of a chat hide the knowledge.
 LIST_HEADERS = ("A random {}:", "Examples, {}:", *sample.WORDINGS, *FREE_WORDINGS)
 HEADERS = (
     "Numbers from a {rest}:",
@@ -247,7 +247,7 @@ def number_prompt(row: dict) -> str:
 
 
 def number_wording(rng) -> str:
-    """One of some hundred ways of announcing a number. The kit's own prompt is not among them."""
+    """One of some three hundred ways of announcing a number. The kit's own prompt is not among them."""
     if rng.random() < 0.4:
         return HEADERS[rng.integers(len(HEADERS))]
     pick = lambda *options: options[rng.integers(len(options))]
@@ -356,7 +356,7 @@ def capital(text: str) -> str:
 
 
 def question_wording(rng) -> str:
-    """One of some hundred ways of asking for a question. The kit's own prompt is not among them."""
+    """One of two thousand ways of asking for a question. The kit's own prompt is not among them."""
     pick = lambda *options: options[rng.integers(len(options))]
     form = sample.MCQ.split("\n\n")[1]
     return "".join((
