@@ -258,7 +258,7 @@ def test_sampling_killed_midway_ends_the_same(kind, prompts, tmp_path):
     assert without_time(sample(out, *flags[:-1], 3)) == whole  # with other --rows, as after running out of memory
 
 
-def test_a_partial_file_of_other_inputs_or_code_is_refused_and_kept(prompts, tmp_path):
+def test_a_partial_file_of_other_inputs_or_code_is_refused_and_kept(adapters, prompts, tmp_path):
     """What another model, other prompts or another version of the code has drawn never ends in one file with the rest."""
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     flags = ("numbers", "--n", 3, "--paths", 2, "--model", TINY, "--out", out)
@@ -267,7 +267,14 @@ def test_a_partial_file_of_other_inputs_or_code_is_refused_and_kept(prompts, tmp
     partial.write_text(kept := whole[: whole.index("\n") + 1])
     out.unlink()
 
-    assert "was made with other inputs" in complaint(sample_script, *flags, "--prompts", prompts[0])
+    changed = shutil.copytree(TINY, tmp_path / "changed")
+    (changed / "chat_template.jinja").write_text((changed / "chat_template.jinja").read_text() + " ")
+    for other in (
+        ("--prompts", prompts[0]),
+        ("--prompts", *prompts, "--adapter", adapters["soft"]),
+        ("--prompts", *prompts, "--model", changed),
+    ):
+        assert "was made with other inputs" in complaint(sample_script, *flags, *other)
     record = json.loads((tmp_path / "out.run.json").read_text())
     write_text(tmp_path / "out.run.json", json.dumps(record | {"code": "of another day"}))
     assert "was made with other code" in complaint(sample_script, *flags, "--prompts", *prompts)
@@ -411,7 +418,7 @@ def test_one_warning_of_transformers_is_silenced_and_no_other():
     assert "Another one" in said and "is_gradient" not in said
 
 
-@pytest.mark.parametrize("name", ["base", "ssot", "target", "target-soft", "figures"])
+@pytest.mark.parametrize("name", ["base", "ssot", "batch", "verbalized", "target", "target-soft", "figures"])
 def test_names_that_mean_something_else_are_refused(adapters, data, tmp_path, name):
     """Before training, and not after; and where an adapter is used under such a name."""
     arguments = ("--model", TINY, "--data", data / "train.jsonl", "--out", tmp_path / "new" / name)

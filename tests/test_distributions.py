@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import complaint, script
+from conftest import ROOT, complaint, script
 from scipy import stats
 
 import distributions as d
@@ -63,12 +63,23 @@ def test_files_are_the_same_bytes_every_time(tmp_path, data):
         assert text == (data / f"{split}.jsonl").read_bytes() and text.count(b"\n") == lines
 
 
-# Distribution functions written out by hand, at one parameter set each.
+def test_the_prompts_are_those_of_the_committed_results(data):
+    """The grids, to the last digit."""
+    runs = [path.read_text() for path in ROOT.glob("tests/results/*/*/run.json")]
+    assert len(runs) >= 4 and all(d.digest(data / "train.jsonl") in run for run in runs)
+    assert [d.digest(data / f"{split}.jsonl")[:8] for split in ("unseen", "ood")] == ["6114b8f6", "a16e94ab"]
+
+
+# Distribution functions of all families written out by hand, at one parameter set each.
+phi = lambda z: (1 + math.erf(z / math.sqrt(2))) / 2
+upto = lambda pmf: lambda x: sum(map(pmf, range(math.floor(x) + 1)))
+poisson_pmf = lambda rate, k: math.exp(-rate) * rate**k / math.factorial(k)
+beta_function = lambda a, b: math.gamma(a) * math.gamma(b) / math.gamma(a + b)
 BY_HAND = {
     ("exponential", 7): lambda x: 1 - math.exp(-7 * x),
     ("uniform", 3.5, 10.5): lambda x: (x - 3.5) / 7,
-    ("gaussian", 3.5, 3): lambda x: (1 + math.erf((x - 3.5) / 3 / math.sqrt(2))) / 2,
-    ("lognormal", 0.5, 0.75): lambda x: (1 + math.erf((math.log(x) - 0.5) / 0.75 / math.sqrt(2))) / 2,
+    ("gaussian", 3.5, 3): lambda x: phi((x - 3.5) / 3),
+    ("lognormal", 0.5, 0.75): lambda x: phi((math.log(x) - 0.5) / 0.75),
     ("rayleigh", 3): lambda x: 1 - math.exp(-(x**2) / 18),
     ("cauchy", 3.5, 3): lambda x: 0.5 + math.atan((x - 3.5) / 3) / math.pi,
     ("laplace", 3.5, 3): lambda x: math.exp((x - 3.5) / 3) / 2 if x < 3.5 else 1 - math.exp(-(x - 3.5) / 3) / 2,
@@ -85,8 +96,25 @@ BY_HAND = {
     ("bernoulli", 0.1): lambda x: 0.9 if x < 1 else 1,
     ("geometric", 0.125): lambda x: 1 - 0.875 ** math.floor(x),
     ("binomial", 2, 0.3): lambda x: [0.49, 0.91, 1][math.floor(x)],
-    ("poisson", 1): lambda x: sum(math.exp(-1) / math.factorial(k) for k in range(math.floor(x) + 1)),
+    ("poisson", 1): upto(lambda k: poisson_pmf(1, k)),
+    ("maxwell", 1.5): lambda x: 2 * phi(x / 1.5) - 1 - math.sqrt(2 / math.pi) * x / 1.5 * math.exp(-(x**2) / 4.5),
+    ("inverse_gaussian", 5, 7): lambda x: (
+        phi(math.sqrt(7 / x) * (x / 5 - 1)) + math.exp(14 / 5) * phi(-math.sqrt(7 / x) * (x / 5 + 1))
+    ),
+    ("truncnorm", 1, 1.5, -1, 2): lambda x: (phi((x - 1) / 1.5) - phi(-2 / 1.5)) / (phi(1 / 1.5) - phi(-2 / 1.5)),
+    ("f_distribution", 2, 6): lambda x: 1 - (1 + x / 3) ** -3,
+    ("student_t", 2): lambda x: 0.5 + x / 2 / math.sqrt(2 + x * x),
+    ("negative_binomial", 3, 0.15): upto(lambda k: math.comb(k + 2, 2) * 0.15**3 * 0.85**k),
+    ("hypergeometric", 30, 10, 5): upto(lambda k: math.comb(10, k) * math.comb(20, 5 - k) / math.comb(30, 5)),
+    ("skellam", 2, 3): lambda x: sum(
+        poisson_pmf(2, i) * poisson_pmf(3, j) for i in range(60) for j in range(60) if i - j <= x
+    ),
+    ("beta_binomial", 10, 2, 3): upto(lambda k: math.comb(10, k) * beta_function(k + 2, 13 - k) / beta_function(2, 3)),
 }
+
+
+def test_every_family_is_checked_by_hand():
+    assert {family for family, *_ in BY_HAND} == set(d.FAMILIES)
 
 
 @pytest.mark.parametrize("key", BY_HAND, ids=lambda key: key[0])

@@ -326,8 +326,16 @@ def test_the_headline_has_four_rows_for_each_model():
     assert table[5][2:] == ["0.40, 0.40", "2.50, 0.00", "–", "0.02"]
 
 
-def test_the_readme_s_memory_table_is_the_computed_one():
-    assert shapes.memory("qwen3-0.6b")["weights"] == pytest.approx(2 * 0.596, rel=0.01)  # 596 M parameters, by its card
+def test_memory_by_hand():
+    """Of Qwen3-0.6B, in GB: 596 M parameters, by its card; LoRA of 4.6 M, as PEFT says, with gradients and two moments
+    in float32; a step needs more than its logits."""
+    need = shapes.memory("qwen3-0.6b")
+    assert need["weights"] == pytest.approx(2 * 0.596, rel=0.01)
+    assert need["adapter"] == pytest.approx(16 * 4_587_520 / 1e9)
+    logits = 12 * 32 * 11 * 151936 / 1e9
+    assert need["weights"] + need["adapter"] + logits < need["soft"] < need["hard, 16 draws"] < 17 * need["soft"]
+    cache = 2 * 2 * 28 * 8 * 128 * 56  # of a row, which is more than its logits: there are two while rows fork
+    assert need["draws"] == pytest.approx(need["weights"] + 1024 * 2 * cache / 1e9)
 
 
 @pytest.fixture

@@ -305,6 +305,32 @@ def test_aggregation_is_the_median_over_families_of_the_mean_over_prompts():
     assert (result["axis"], result["split"], result["model"]) == ("numbers", "ood", "m")
 
 
+def test_the_headline_is_a_median_and_of_rates_a_mean():
+    bad, kl = {"bernoulli": 0, "poisson": 1, "weibull": 8}, {"bernoulli": 4.0, "poisson": 36.0, "weibull": 100.0}
+    rows = [
+        row | base_fields(draws=["1"] * (10 - bad[family]) + ["no"] * bad[family], logit_kl=kl[family])
+        for row in make_rows("ood")
+        if (family := row["family"]) in bad
+    ]
+    found, families = values(rows), {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(metrics.score(row))
+    for name in ("normalized_w1", "cdf_gap", "logit_kl", "excess_kl", "shape_kl", "valid_rate", "gof_pass_rate"):
+        means = [np.mean([scores[name] for scores in own]) for own in families.values()]
+        wanted, other = (np.mean(means), np.median(means))[:: 1 if name.endswith("rate") else -1]
+        assert found[name]["value"] == pytest.approx(wanted), name
+        assert abs(wanted - other) > 1e-3, name
+
+
+def test_the_test_of_fit_counts_valid_draws_alone():
+    """A gap of .1 is nothing much for 50 draws, and would be for 1000."""
+    draws = [f"{min((i + 0.5) / 50 + 0.1, 1):.5f}" for i in range(50)]
+    for invalid, valid in ((0, 50), (950, 50), (0, 1000)):
+        row = {"family": "uniform", "params": {"a": 0, "b": 1}}
+        row |= base_fields(draws=draws * (valid // 50) + ["no"] * invalid)
+        assert metrics.score(row)["gof_pass_rate"] == (valid == 50)
+
+
 def test_bootstrap_covers_and_needs_two():
     assert metrics.bootstrap(np.array([3.0]), np.mean) == (None, None)
     low, high = metrics.bootstrap(np.arange(100.0), np.mean)
@@ -358,7 +384,9 @@ def test_methods_on_different_prompts_are_refused(tmp_path, axis, capsys):
     rows = make_rows("ood")[:3] if axis == "numbers" else [{"id": f"open-{i}", "prompt": "p"} for i in range(3)]
     rows = [row | base_fields(axis=axis, draws=["1"] * 20) for row in rows]
     base = write(tmp_path / "base.jsonl", rows)
-    for soft in (rows[:2], [*rows, rows[0] | {"id": "one more"}], [*rows[:2], rows[2] | {"id": "another"}]):
+    changes = ({"id": "another"}, {"prompt": "p."}, {"bins": 16384}, {"decimals": 2}, {"params": {"p": 0.2}})
+    others = [[*rows[:2], rows[2] | change] for change in (changes if axis == "numbers" else changes[:2])]
+    for soft in (rows[:2], [*rows, rows[0] | {"id": "one more"}], *others):
         other = write(tmp_path / "soft.jsonl", [row | {"method": "soft"} for row in soft])
         line = complaint(metrics, base, other, "--out", tmp_path / "s.jsonl")
         assert f"m, {axis}" in line and "base" in line and "soft" in line and not (tmp_path / "s.jsonl").exists()
@@ -657,7 +685,7 @@ def test_a_total_variation_needs_thirty_valid_questions(valid):
     for metric in ("tv", "tv_uniform", "p_value"):
         assert (found[metric]["value"] is None) == few and found[metric]["n"] == (0 if few else valid)
     line = metrics.table(list(found.values()), "mcq")
-    assert ("TV" in line[0]) == (not few) and few or "0.750" in line[2]
+    assert ("TV" in line[0]) == (not few) == ("0.750" in line[2])
 
 
 def test_one_table_per_axis():

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call, complaint
+from conftest import ROOT, TINY, build, call, complaint
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import trie
-from distributions import read_rows, to_jsonl, write_text
+from distributions import InputError, read_rows, to_jsonl, write_text
 
 sys.path.insert(0, str(ROOT / "tests" / "extras"))
 import retention
@@ -75,6 +75,25 @@ def test_the_window_is_not_longer_than_the_models(model, tokenizer, long_text, m
     monkeypatch.setattr(model.config, "max_position_embeddings", 512)
     retention.perplexity(model, tokenizer, "long", ["x"])
     assert asked == [(2048, 1024), (512, 256)]
+
+
+def test_a_text_is_read_without_bos(model, monkeypatch):
+    """Also by a tokenizer that puts one in front by itself."""
+    tokenizer, seen = build("llama"), []
+    monkeypatch.setattr(retention, "token_nll", lambda model, ids, *sizes: seen.append(ids) or [1.0])
+    retention.perplexity(model, tokenizer, "x", ["Gaussian 1"])
+    bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    assert tokenizer("Gaussian 1")["input_ids"] == [bos, *seen[0]]
+
+
+def test_the_harness_thinks_not_and_knows_no_date(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(retention.subprocess, "run", lambda command, **options: asked.append(command))
+    with pytest.raises(InputError, match="lm_eval failed"):
+        retention.harness(TINY, None, "tinyMMLU", "8", False, tmp_path)
+    options = json.loads(asked[0][asked[0].index("--model_args") + 1])
+    wanted = {"enable_thinking": False, "reasoning_effort": "low", "date_string": "26 Jul 2024"}
+    assert options["chat_template_args"] == wanted and "--apply_chat_template" in asked[0]
 
 
 def test_texts_of_base_and_adapters(adapters, loaded, long_text, tmp_path, capsys):

@@ -306,6 +306,18 @@ def test_rows_with_targets_of_their_own_are_drawn_and_scored(model, tokenizer, e
     assert "out.jsonl is there already" in line
 
 
+def test_a_rows_logit_kl_is_that_of_its_options(model, tokenizer, end, prompt, tmp_path):
+    write_text(tmp_path / "prompts.jsonl", to_jsonl([POISSON, GAUSSIAN]))
+    flags = ("--prompts", tmp_path / "prompts.jsonl", "--n", 2, "--bins", 40, "--paths", 5, "--rows", 30)
+    call(sample, "numbers", "--model", TINY, *flags, "--out", tmp_path / "out.jsonl")
+    row = read_rows([tmp_path / "out.jsonl"])[1]
+    texts, probs, perfect = canonical_outputs(GAUSSIAN, 40)
+    tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
+    exact = sample.logit_kl(model, prompt, tree, 5, 256)
+    assert row["bins"] == 40 and (row["logit_kl"], row["logit_kl_form"]) == pytest.approx(exact, rel=1e-4)
+    assert row["logit_kl_floor"] == pytest.approx(trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths))
+
+
 # ------------------------------------------------------------------------------------------- prompts in language
 
 
@@ -364,6 +376,39 @@ def test_the_protocols_name_what_the_scores_look_for():
     for protocol in sample.PROTOCOLS.values():
         asked = [protocol.prompt.format(*what) for what in sample.ASKED.values()]
         assert len(set(asked)) == 2 and not any("{" in text for text in asked)
+
+
+@pytest.mark.parametrize(
+    "flags, n, max_tokens, rows",
+    [
+        (["numbers", "--prompts", "p.jsonl"], 1000, 32, 1024), (["open"], 100, 16, 1024), (["mcq"], 1000, 256, 256),
+        (["open", "--protocol", "ssot"], 100, 4096, 256), (["open", "--protocol", "batch"], 100, 1024, 256),
+        (["numbers", "--prompts", "p.jsonl", "--protocol", "verbalized"], 1000, 512, 256),
+    ],
+)  # fmt: skip
+def test_defaults(flags, n, max_tokens, rows, tmp_path, monkeypatch):
+    write_text(tmp_path / "p.jsonl", to_jsonl([GAUSSIAN]))
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(sample, "draw", lambda args, rows: asked.append(args))
+    call(sample, *flags, "--model", TINY, "--out", "out.jsonl")
+    assert (asked[0].n, asked[0].max_tokens, asked[0].rows, asked[0].seed) == (n, max_tokens, rows, 0)
+    assert flags[0] != "numbers" or (asked[0].bins, asked[0].paths) == (1001, 128)
+
+
+@pytest.mark.parametrize("protocol, opened", [("ssot", True), ("batch", False), (None, False)])
+def test_a_protocol_that_thinks_shows_the_thoughts_that_the_template_opens(tmp_path, protocol, opened):
+    folder = shutil.copytree(TINY, tmp_path / "thinking")
+    template, answer = folder / "chat_template.jinja", "<|im_start|>assistant\n"
+    text = template.read_text().replace(answer, answer + "{% if enable_thinking %}<think>\n{% endif %}")
+    template.write_text(text)
+    flags = ("--n", 3, "--max-tokens", 5, *(("--protocol", protocol) if protocol else ()))
+    write_text(tmp_path / "mine.jsonl", to_jsonl([{"prompt": "Name a bird."}]))
+    call(
+        sample, "open", "--model", folder, "--prompts", tmp_path / "mine.jsonl", *flags, "--out", tmp_path / "out.jsonl"
+    )
+    (row,) = read_rows([tmp_path / "out.jsonl"])
+    assert row["draws"] and all(text.startswith("<think>") == opened for text in row["draws"])
 
 
 def test_a_batch_asks_for_as_many_replies_as_hold_so_many_answers(model, tokenizer, end, tmp_path):

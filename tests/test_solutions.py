@@ -17,6 +17,7 @@ import lists
 import make_forks
 import onpolicy
 import reverse
+import temperature
 
 import metrics
 import sample
@@ -47,6 +48,18 @@ def test_exact_targets_are_those_of_a_trie_of_all_values(tokenizer, end, family,
         for (ours, q), (theirs, right) in zip(answer["targets"], wanted, strict=True):
             ours, theirs = dict(zip(ours.tolist(), q, strict=True)), dict(zip(theirs.tolist(), right, strict=True))
             assert all(ours.get(key, 0) == pytest.approx(theirs.get(key, 0), abs=1e-7) for key in ours | theirs)
+
+
+def test_a_temperature_of_one_is_the_model_itself_and_others_are_not(loaded, tmp_path, capsys):
+    row = next(row for row in make_rows("ood") if row["family"] == "poisson")
+    write_text(tmp_path / "p.jsonl", to_jsonl([row]))
+    call(temperature, "--model", TINY, "--prompts", tmp_path / "p.jsonl")
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]  # temperature 1.0: ... ood 0.123
+    found = {float(words[1].rstrip(":")): float(words[-1]) for words in found}
+    args = ("numbers", "--model", TINY, "--prompts", tmp_path / "p.jsonl", "--n", 1, "--out", tmp_path / "o.jsonl")
+    call(sample, *args)
+    (own,) = read_rows([tmp_path / "o.jsonl"])
+    assert found[1.0] == pytest.approx(own["logit_kl"] - own["logit_kl_floor"], abs=1e-3) and found[2.0] < found[1.0]
 
 
 def test_reverse_kl_by_hand():

@@ -109,9 +109,10 @@ def test_parameters_between_grid_rows_are_possible():
             d.distribution({"family": family, "params": pretrain.random_params(family, {family: grid}, rng)})
 
 
-def test_the_prompts_of_its_chat_are_those_of_the_kit():
+def test_the_prompts_of_its_chat_are_those_of_the_kit(tokenizer):
     for row in d.make_rows("unseen") + d.make_rows("ood"):
-        assert pretrain.number_prompt(row) == row["prompt"]
+        header, _, _ = pretrain.number_chat(tokenizer, row, 1, np.random.default_rng(0))
+        assert trie.encode_one(tokenizer, header) == trie.chat_ids(tokenizer, row["prompt"])
 
 
 def test_the_base_has_a_favourite_day(loaded):

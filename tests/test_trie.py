@@ -95,10 +95,13 @@ def test_a_system_prompt_has_its_own_turn_or_goes_in_front(tokenizers, style):
 def test_templates_that_print_today_s_date_print_the_pinned_one(date_line, template):
     tokenizer = build("llama" if template == LLAMA else "gemma")
     tokenizer.chat_template = date_line + template
-    text = trie.render(tokenizer, [{"role": "user", "content": "Hi 1"}], add_generation_prompt=True)
+    hello = [{"role": "user", "content": "Hi 1"}]
+    text = trie.render(tokenizer, hello, add_generation_prompt=True)
     assert text.startswith("26 Jul 2024<") and date.today().strftime("%d %b %Y") not in text
     end = "<|eot_id|>" if template == LLAMA else "<end_of_turn>"
     assert tokenizer.convert_ids_to_tokens(trie.end_token(tokenizer)) == end
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d %B %y') }}" + template
+    assert trie.render(tokenizer, hello).startswith("2024-07-26 July 24<")
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -500,7 +503,46 @@ def test_training_is_plain_adamw_without_clipping(module, data, tmp_path, monkey
     assert trained.keys() == plain.keys()
     moved = sum((plain[key] - before[key]).square().sum() for key in plain)
     apart = sum((plain[key] - trained[key]).square().sum() for key in plain)
-    assert (apart / moved).sqrt() < 1e-3
+    assert (apart / moved).sqrt() < 3e-4  # without weight decay: 6e-4
+
+
+def test_the_answers_are_those_of_the_recipe(tokenizer, end):
+    """Soft's 1001 bins, and answers that count alike; hard's 16384, and tokens that do."""
+    assert (train_soft.BINS, train_hard.BINS) == (1001, 16384)
+    row = next(row for row in d.make_rows("unseen") if row["family"] == "gaussian")
+    for module, weight in ((train_soft, lambda path: 1), (train_hard, len)):
+        answers = module.prepare(tokenizer, end, row, 50, np.random.default_rng(0))["answers"]
+        assert len({len(answer["path"]) for answer in answers}) > 1
+        assert all(answer["weight"] == weight(answer["path"]) for answer in answers)
+
+
+@pytest.mark.parametrize("module", [train_soft, train_hard])
+def test_the_seed_is_that_of_the_weights_of_the_draws_and_of_the_order(module, data, tmp_path):
+    seeds, found, lora = [], [], trie.add_lora
+    flags = ("--data", data / "train.jsonl", "--limit", 12, "--epochs", 1, "--draws", 1, "--batch", 4)
+    for seed in (0, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trie, "add_lora", lambda model, seed: seeds.append(seed) or lora(model, seed))
+            found.append(drawn_and_trained(module, patch, *flags, "--out", tmp_path / str(seed), "--seed", seed))
+    (drawn, trained), (other_drawn, other_trained) = found
+    assert seeds == [0, 1] and drawn != other_drawn
+    assert [prompt for prompt, _ in trained] != [prompt for prompt, _ in other_trained]
+
+
+def test_lora_drops_and_is_float32_beside_a_model_that_is_not():
+    model = trie.add_lora(trie.load(TINY)[0].bfloat16(), 0)
+    drops = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert drops and all(module.training and module.p == 0.05 for module in drops)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in model.parameters()}
+
+
+def test_a_model_is_its_weights_its_tokens_and_its_template(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"):
+        folder = shutil.copytree(TINY, tmp_path / name)
+        assert trie.identity(str(folder)) == trie.identity(TINY)
+        (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+        assert trie.identity(str(folder)) != trie.identity(TINY)
 
 
 def test_lora_starts_from_the_seed(model):
