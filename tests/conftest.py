@@ -147,7 +147,7 @@ ENV = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE}
 
 # ------------------------------------------------------------------------------------- scripts, in this process
 
-BRIEF = ("--limit", 48, "--epochs", 1, "--batch", 16, "--lr", "5e-3")
+BRIEF = ("--limit", 48, "--epochs", 1, "--batch", 16, "--lr", "1e-2")
 
 
 def call(module, *arguments) -> None:

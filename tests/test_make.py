@@ -435,6 +435,18 @@ def test_a_sweep_without_its_table_has_failed(kit):
     assert result.returncode != 0 and "metrics.py: error" in result.stderr
 
 
+def test_the_speed_of_a_shape_needs_no_training(kit):
+    for words, wanted in (
+        ("SHAPE=qwen3-0.6b", "--shape qwen3-0.6b --out runs/qwen3-0.6b.jsonl"),
+        ("MODEL=x/y", "--model x/y --adapter runs/y/soft --out runs/y/speed.jsonl"),
+    ):
+        command = shlex.split(f"make bench {words} PYTHON=echo")
+        lines = subprocess.run(command, cwd=kit, env=ENV, capture_output=True, text=True).stdout.splitlines()
+        assert lines[-1] == f"tests/extras/speed.py {wanted}" and ("train_soft.py" in "".join(lines)) == (
+            "x/y" in words
+        )
+
+
 def test_help_lists_every_target(kit):
     result = subprocess.run(["make", "help"], cwd=kit, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == ""

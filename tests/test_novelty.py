@@ -126,14 +126,18 @@ def judges(tmp_path_factory, drawn) -> dict[str, str]:
 
     reward = Qwen3ForSequenceClassification.from_pretrained(TINY, num_labels=1, dtype=torch.float32)
     reader = AutoTokenizer.from_pretrained(TINY)
-    states = []  # what the reward is read from; rewards are then around -5, where the cuts are
+    states = []  # what the reward is read from; rewards are then -5 and more or less, where the cuts are
     hook = reward.score.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][0, -1]))
     with torch.inference_mode():
         for text in texts:
             talk = [{"role": "user", "content": PROMPTS[1]}, {"role": "assistant", "content": text}]
             reward(**reader(reader.apply_chat_template(talk, tokenize=False), return_tensors="pt"))
-        mean = torch.stack(states).mean(0)
-        reward.score.weight.copy_(-5 * mean[None] / mean.square().sum())
+        states = torch.stack(states)
+        mean = states.mean(0)
+        direction = torch.linalg.svd(states - mean).Vh[1]  # in which texts of one beginning differ, too
+        direction -= direction @ mean / mean.square().sum() * mean
+        weight = 2 * direction / (states @ direction).std() - 5 * mean / mean.square().sum()
+        reward.score.weight.copy_(weight[None])
     hook.remove()
     reward.save_pretrained(folder / "good")
     reader.save_pretrained(folder / "good")

@@ -79,7 +79,7 @@ def batches(model, work) -> list[int]:
 @pytest.mark.parametrize("which", range(3))
 def test_the_walk_draws_what_plain_sampling_draws(model, asked, end, which):
     """The same random numbers give the same answers, in the same order, ended or cut."""
-    numbers = uniform(24, 30, seed=which)
+    numbers = uniform(48, 30, seed=which)
     paths = trie.walk(model, [asked[which]], [end], numbers)
     assert paths == plain_draws(model, asked[which], [end], numbers)
     assert len(set(map(tuple, paths))) > 3 and all(path[-1] == end or len(path) == 30 for path in paths)

@@ -180,7 +180,7 @@ def test_every_fork_trains(forks, data, tmp_path, name):
 
 def test_on_policy_training_calibrates(forks, data, prompts, tmp_path):
     """Its loss falls, and so does the excess KL on prompts that it has not seen."""
-    log = trained(forks, "onpolicy", tmp_path, data / "train.jsonl", "--limit", 192, "--batch", 8)
+    log = trained(forks, "onpolicy", tmp_path, data / "train.jsonl", "--limit", 256, "--batch", 8)
     assert all("floor" not in entry and entry["tokens"] > 8 * 8 * 2 for entry in log)
     for name, adapter in (("base", ()), ("onpolicy", ("--adapter", tmp_path / "onpolicy"))):
         out = tmp_path / f"{name}.jsonl"

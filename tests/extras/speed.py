@@ -2,7 +2,7 @@
 
     make bench                                                               # the embedded model and its soft adapter
     python tests/extras/speed.py --model tests/tiny --rounds 1 --texts 32                    # a minute
-    python tests/extras/speed.py --shape qwen3-0.6b --out shape.jsonl        # a GPU, random weights, no download
+    make bench SHAPE=qwen3-0.6b                                              # a GPU, random weights, no download
     python tests/extras/speed.py --memory                                    # what fits where, computed (shapes.py)
 
 The plain ways: for training and the logit KL whole rows, a prompt and an answer each; for draws and long answers
