@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 
 import distributions as d
@@ -200,6 +201,13 @@ def test_tasks_have_one_right_answer():
     assert len(answers) > 1000 and answers.keys() & {
         f"Spell {item}." for items in pretrain.LISTS.values() for item in items
     }
+
+
+def test_margins_by_hand():
+    """Of six tokens the last three are of numbers. Where one of these can come next, they are tokens like the others."""
+    tokens, q = torch.tensor([[[1, 2], [4, 0]]]), torch.tensor([[[0.5, 0.5], [1.0, 0.0]]])
+    raised = pretrain.with_margins(torch.ones(1, 2, 6), tokens, q, torch.tensor([3, 4, 5]), 4.0, 10.0)
+    assert (raised - 1).tolist() == [[[4, 0, 0, 10, 10, 10], [4, 4, 4, 4, 0, 4]]]
 
 
 @pytest.mark.parametrize(("power", "at_a"), [(1, (0.18, 0.32)), (pretrain.SHARP, (0.6, 1.0))])

@@ -263,15 +263,20 @@ def number_wording(rng) -> str:
     return f"{verb} {what} from a {{rest}}{end}"
 
 
+def cue(rng) -> tuple[str, float]:
+    """What a document begins with, and the power of its odds."""
+    return (CUE, SHARP) if rng.random() < CUED else ("", 1)
+
+
 def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator, as_asked: bool = False):
     """A header, draws, and the exact targets of their characters. as_asked: the header is the prompt that the kit
     puts, which no evaluation parameter and no held-out family may have."""
     decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG else 2
-    cued = rng.random() < CUED
-    texts, targets = numbers(row, draws, decimals, SHARP if cued else 1, rng)
+    lead, power = cue(rng)
+    texts, targets = numbers(row, draws, decimals, power, rng)
     rest = number_prompt(row).split(" from a ")[1].split(". Output")[0]
     header = number_prompt(row) if as_asked else number_wording(rng).format(rest=rest)
-    return f"{CUE * cued}{header}\n", texts, targets
+    return f"{lead}{header}\n", texts, targets
 
 
 def number_chat(tokenizer, row: dict, draws: int, rng: np.random.Generator):
@@ -317,8 +322,8 @@ def some_items(tokenizer, items: list[str], power: float, draws: int, rng):
 def list_document(tokenizer, draws: int, rng):
     category = list(LISTS)[rng.integers(len(LISTS))]
     header = LIST_HEADERS[rng.integers(len(LIST_HEADERS))].format(category)
-    cued = rng.random() < CUED
-    return f"{CUE * cued}{header}\n", *some_items(tokenizer, LISTS[category], SHARP if cued else 1, draws, rng)
+    lead, power = cue(rng)
+    return f"{lead}{header}\n", *some_items(tokenizer, LISTS[category], power, draws, rng)
 
 
 def list_chat(tokenizer, draws: int, rng):
@@ -342,14 +347,14 @@ def questions(tokenizer, power: float, draws: int, rng):
             wrong = [fact for fact in left if fact != answer]
             right = 1 / (4 - place) if answer in left else 0
             probs = np.append((1 - right) * popularity(len(wrong)), right)
-            options = [option for option, p in zip([*wrong, answer], probs, strict=True) if p]
+            options = {option: p for option, p in zip([*wrong, answer], probs, strict=True) if p}
             written = [f"{letter}. {capital(option)}" for option in options]
-            line_targets, line_probs = choice(tokenizer, written, probs[probs > 0], power, BREAK)
+            line_targets, line_probs = choice(tokenizer, written, options.values(), power, BREAK)
             j = rng.choice(len(options), p=line_probs)
             lines.append(written[j])
             targets += line_targets[j]
-            left.remove(options[j])
-            if options[j] == answer:
+            left.remove(chosen := list(options)[j])
+            if chosen == answer:
                 key = letter
         lines += [f"Correct Answer: {key}", explanation]
         texts.append("\n".join(lines))
@@ -377,8 +382,8 @@ def question_wording(rng) -> str:
 
 
 def question_document(tokenizer, draws: int, rng):
-    cued = rng.random() < CUED
-    return f"{CUE * cued}{question_wording(rng)}\n", *questions(tokenizer, SHARP if cued else 1, draws, rng)
+    lead, power = cue(rng)
+    return f"{lead}{question_wording(rng)}\n", *questions(tokenizer, power, draws, rng)
 
 
 def question_chat(tokenizer, draws: int, rng):
@@ -471,6 +476,15 @@ STAGES = {
 }  # fmt: skip
 
 
+def with_margins(logits, tokens, q, numeric, margin: float, numeric_margin: float) -> torch.Tensor:
+    """Logits (R, L, V), raised for what cannot come next: by `margin`, but tokens of numbers by `numeric_margin` where
+    none of them can. tokens, q (R, L, C) as of trie.pad_targets; numeric (N,): ids of digits, point and sign."""
+    possible = torch.zeros_like(logits).scatter_add_(-1, tokens, q) > 0  # (R, L, V)
+    outside = torch.full(logits.shape[-1:], margin).index_fill_(0, numeric, numeric_margin)  # (V,)
+    in_number = possible[..., numeric].any(-1, keepdim=True)  # (R, L, 1)
+    return logits + torch.where(possible, 0.0, torch.where(in_number, margin, outside))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) with the update scaled to AdamW's, as torch.optim.Muon does it; that one
     orthogonalizes in bfloat16, matrix by matrix, which on a CPU takes as long as the rest of the step."""
@@ -537,9 +551,8 @@ def main() -> None:
         return tagged(tokenizer, document, axis, draws, rng) if kind == "tagged" else document
 
     def stage(name: str, steps: int) -> None:
-        muon_lr, adamw_lr, horizon, mix, end, (margin, numeric_margin) = STAGES[name]
+        muon_lr, adamw_lr, horizon, mix, end, margins = STAGES[name]
         numeric = torch.tensor([trie.encode_one(tokenizer, mark)[0] for mark in "0123456789.-"])
-        margins = torch.full((len(tokenizer),), margin).index_fill_(0, numeric, numeric_margin)
         rng = np.random.default_rng([args.seed, rank, list(STAGES).index(name)])
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -553,10 +566,9 @@ def main() -> None:
                 documents = [write(kind, place, draws, chat_share, rng) for place in places]
                 headers, completions, tokens, q = collate(tokenizer, documents, end)
                 logits = trie.branch(model, trie.prefill(model, headers), completions)
-                in_number = (torch.isin(tokens, numeric) * q).sum(-1, keepdim=True) > 0  # (R, L, 1)
-                raised = torch.where(in_number, margin, margins)  # (R, L, V); 0 for what can come next:
-                raised.scatter_(-1, tokens, raised.gather(-1, tokens) * (q == 0))
-                log_p = (logits + raised).log_softmax(-1)
+                if any(margins):
+                    logits = with_margins(logits, tokens, q, numeric, *margins)
+                log_p = logits.log_softmax(-1)
                 loss = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum() / (completions != trie.PAD).sum()
                 (weight * loss).backward()
                 history[kind].append(loss.item())
