@@ -228,7 +228,7 @@ def prompt_rng(seed: int, prompt_id: str) -> np.random.Generator:
 
 
 def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffled indices in batches of at most `size`, each with the families in the proportions of all: number r of a shuffled
+    """Shuffled indices in batches of at most `size`, each with the families in proportion: number r of a shuffled
     family of m takes the position (r + u) / m, u uniform, so that even the smallest spreads over the whole epoch."""
     _, inverse, counts = np.unique(families, return_inverse=True, return_counts=True)
     ranks = np.empty(len(families))
