@@ -44,11 +44,16 @@ class Family(NamedTuple):
     train: Iterable[tuple] = ()  # training grid
     unseen: Iterable[tuple] = ()  # parameters outside the training grid
     ood: Iterable[tuple] = ()  # a family with these is never trained on
-    args: Callable[..., tuple] = lambda *values: values  # parameters -> arguments of `dist` (shapes, loc, scale)
+    args: Callable[..., tuple] = lambda *values: (
+        values
+    )  # parameters -> arguments of `dist` (shapes, loc, scale)
 
     def prompt(self, params: dict) -> str:
         """The paper's prompt, with the parameters in plain decimals."""
-        shown = (f"{name}={np.format_float_positional(params[name], trim='-')}" for name in self.params.split())
+        shown = (
+            f"{name}={np.format_float_positional(params[name], trim='-')}"
+            for name in self.params.split()
+        )
         return PROMPT.format(self.name, ", ".join(shown))
 
 
@@ -126,7 +131,12 @@ def make_rows(split: str, decimals: int = DECIMALS) -> list[dict]:
     for family, spec in FAMILIES.items():
         for i, values in enumerate(getattr(spec, split)):
             params = dict(zip(spec.params.split(), map(significant, values), strict=True))
-            row = {"id": f"{split}-{family}-{i:03d}", "split": split, "family": family, "params": params}
+            row = {
+                "id": f"{split}-{family}-{i:03d}",
+                "split": split,
+                "family": family,
+                "params": params,
+            }
             row |= {"decimals": decimals} if decimals != DECIMALS else {}
             rows.append(row | {"prompt": spec.prompt(params)})
     return rows
@@ -139,8 +149,13 @@ def distribution(row: dict):
         raise InputError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     if set(params) != set(names := spec.params.split()):
         raise InputError(f"{family} takes the parameters {', '.join(names)}, got {params}")
-    with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):  # a division by zero, or a text
-        dist = spec.dist(*spec.args(*(x if x != int(x) else int(x) for x in (params[name] for name in names))))
+    with (
+        np.errstate(all="ignore"),
+        suppress(ArithmeticError, TypeError, ValueError),
+    ):  # a division by zero, or a text
+        dist = spec.dist(
+            *spec.args(*(x if x != int(x) else int(x) for x in (params[name] for name in names)))
+        )
         if not np.isnan(dist.support()).any():
             return dist
     raise InputError(f"{family}: there is none with {params}")
@@ -160,20 +175,33 @@ def lattice(row: dict) -> tuple:
         quantiles = dist.ppf([TAIL, 1 - TAIL]) * unit
         whole = np.where(discrete & np.isfinite(dist.support()), dist.support(), quantiles)
         low, high = whole if np.ptp(whole) < MAX_BINS else quantiles
-    if unit < 1 or not max(abs(low), abs(high)) < 1e11:  # in float64 one value's probability would be lost beyond
-        raise InputError(f"{row['family']}: too large for so many decimals, or these below 0, {row['params']}")
+    if (
+        unit < 1 or not max(abs(low), abs(high)) < 1e11
+    ):  # in float64 one value's probability would be lost beyond
+        raise InputError(
+            f"{row['family']}: too large for so many decimals, or these below 0, {row['params']}"
+        )
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first, last = math.ceil(low - 1e-12 * abs(low)), math.floor(high + 1e-12 * abs(high))
     if first >= last or (discrete and dist.var() == 0):
-        raise InputError(f"{row['family']}: fewer than two numbers of this precision, {row['params']}")
+        raise InputError(
+            f"{row['family']}: fewer than two numbers of this precision, {row['params']}"
+        )
     if not discrete:
         return (lambda k: dist.cdf(k / unit)), unit, first, last
-    return (lambda k: np.where(k < first, 0.0, np.where(k < last, dist.cdf(np.floor(k)), 1.0))), 1, first, last
+    return (
+        (lambda k: np.where(k < first, 0.0, np.where(k < last, dist.cdf(np.floor(k)), 1.0))),
+        1,
+        first,
+        last,
+    )
 
 
 def thin(first: int, last: int, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
     """At most max_bins integers from first to last, evenly spaced by index (N,), and the midpoints between (N - 1,)."""
-    values = first + np.rint(np.linspace(0, last - first, min(last - first + 1, max_bins))).astype(np.int64)
+    values = first + np.rint(np.linspace(0, last - first, min(last - first + 1, max_bins))).astype(
+        np.int64
+    )
     return values, (values[:-1] + values[1:]) / 2
 
 
@@ -185,10 +213,14 @@ def to_texts(values: np.ndarray, unit: int) -> list[str]:
     """
     if unit == 1:
         return [str(v) for v in values.tolist()]
-    return [f"{'-' * (v < 0)}{abs(v) // unit}.{str(unit + abs(v) % unit)[1:]}" for v in values.tolist()]
+    return [
+        f"{'-' * (v < 0)}{abs(v) // unit}.{str(unit + abs(v) % unit)[1:]}" for v in values.tolist()
+    ]
 
 
-def canonical_outputs(row: dict, max_bins: int = MAX_BINS) -> tuple[list[str], np.ndarray, np.ndarray]:
+def canonical_outputs(
+    row: dict, max_bins: int = MAX_BINS
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Every canonical output of a row: texts, in ascending value, probs (N,), which sum to 1, and perfect (N,).
     probs is the target: of the lattice's values, thinned to max_bins, each has the probability of all that is nearer to
     it than to its neighbours. perfect is what a perfect sampler prints, which spreads over all values; trie.kl_floor.
@@ -238,7 +270,9 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
     return np.array_split(order, math.ceil(len(order) / size))
 
 
-def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Callable[[dict], str] | None = None):
+def read_rows(
+    paths: Iterable[str | Path], keys: Iterable[str] = (), name: Callable[[dict], str] | None = None
+):
     """Rows of JSONL files with `keys`. name(row) checks and names a row, no two alike. InputErrors say file:line."""
     rows, seen = [], {}
     for path in paths:
@@ -249,10 +283,16 @@ def read_rows(paths: Iterable[str | Path], keys: Iterable[str] = (), name: Calla
                 if not isinstance(row, dict) or not set(keys) <= set(row):
                     raise InputError(f"needs an object with the keys {', '.join(keys)}")
                 called = name(row) if name else where
-            except (ValueError, KeyError, TypeError) as error:  # an InputError, or what is not UTF-8, JSON or a row
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+            ) as error:  # an InputError, or what is not UTF-8, JSON or a row
                 raise InputError(f"{where}: {error}") from None
             if called in seen:
-                raise InputError(f"{where}: {called} was already at {seen[called]}; it may occur only once")
+                raise InputError(
+                    f"{where}: {called} was already at {seen[called]}; it may occur only once"
+                )
             seen[called] = where
             rows.append(row)
     return rows
@@ -262,20 +302,32 @@ def prompt_name(row: dict) -> str:
     """What read_rows calls a number prompt. Raises InputError if it cannot be asked or scored."""
     if not all(isinstance(row[key], str) for key in ("id", "split", "prompt")) or "draws" in row:
         raise InputError("id, split, prompt must be texts, and there must be no draws yet")
-    texts = {text for text in row.get("outputs", ()) if isinstance(text, str) and text and text == text.strip()}
+    texts = {
+        text
+        for text in row.get("outputs", ())
+        if isinstance(text, str) and text and text == text.strip()
+    }
     if "outputs" not in row:
         lattice({"family": None, "params": None} | row)
     elif not 2 <= len(texts) == len(row["outputs"]) == len(row["probs"]):
-        raise InputError("outputs must be two or more different texts without outer spaces, and probs a number each")
+        raise InputError(
+            "outputs must be two or more different texts without outer spaces, and probs a number each"
+        )
     elif not (min(row["probs"]) > 0 and abs(sum(row["probs"]) - 1) <= 1e-8):
-        raise InputError(f"probs must be above 0, and must sum to 1; they sum to {sum(row['probs']):.9g}")
+        raise InputError(
+            f"probs must be above 0, and must sum to 1; they sum to {sum(row['probs']):.9g}"
+        )
     return f"id {row['id']!r}"
 
 
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
     """Number prompts of several files. limit: keep only so many, evenly spaced, so that families stay mixed."""
     rows = read_rows(paths, ("id", "split", "prompt"), prompt_name)
-    return rows if limit is None else [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]
+    return (
+        rows
+        if limit is None
+        else [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]
+    )
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -297,8 +349,12 @@ def digest(path: str | Path) -> str:
 def refuse(out: Path, finished: Path | None = None) -> None:
     """Raises InputError if what a stage would make is there already, or if its folder's name means something else."""
     if finished and finished.exists():
-        raise InputError(f"{finished} is there already; remove {out} to make it anew, or choose another --out")
-    if out != finished and (out.name in "base ssot batch verbalized figures".split() or out.name[:6] == "target"):
+        raise InputError(
+            f"{finished} is there already; remove {out} to make it anew, or choose another --out"
+        )
+    if out != finished and (
+        out.name in "base ssot batch verbalized figures".split() or out.name[:6] == "target"
+    ):
         raise InputError(f"a method cannot be called {out.name!r}; choose another name")
 
 
@@ -314,8 +370,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self):
         args = super().parse_args()
         for key, value in vars(args).items():
-            if type(value) in (int, float) and not (0 < value < math.inf or (key, value) == ("seed", 0)):
-                raise InputError(f"--{key.replace('_', '-')} must be a positive number, got {value}")
+            if type(value) in (int, float) and not (
+                0 < value < math.inf or (key, value) == ("seed", 0)
+            ):
+                raise InputError(
+                    f"--{key.replace('_', '-')} must be a positive number, got {value}"
+                )
         return args
 
 
@@ -327,21 +387,32 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; the same command goes on (a training: from its beginning)")
     except Exception as error:
-        known = {"OutOfMemoryError": "; lower --rows or, in training, raise --accumulate", "SafetensorError": ""}
+        known = {
+            "OutOfMemoryError": "; lower --rows or, in training, raise --accumulate",
+            "SafetensorError": "",
+        }
         if not isinstance(error, InputError | OSError) and type(error).__name__ not in known:
             raise
-        sys.exit(f"{name}: error: {' '.join(str(error).split())[:900]}{known.get(type(error).__name__, '')}")
+        sys.exit(
+            f"{name}: error: {' '.join(str(error).split())[:900]}{known.get(type(error).__name__, '')}"
+        )
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", required=True, help="folder for train.jsonl, unseen.jsonl and ood.jsonl")
-    parser.add_argument("--decimals", type=int, default=DECIMALS, help="of continuous answers (default 5)")
+    parser.add_argument(
+        "--out", required=True, help="folder for train.jsonl, unseen.jsonl and ood.jsonl"
+    )
+    parser.add_argument(
+        "--decimals", type=int, default=DECIMALS, help="of continuous answers (default 5)"
+    )
     args = parser.parse_args()
     for split in ("unseen", "ood", "train"):  # train.jsonl last: where it is, all are
         path, rows = Path(args.out) / f"{split}.jsonl", make_rows(split, args.decimals)
         if path.exists() and path.read_text() != to_jsonl(rows):
-            raise InputError(f"{path} is there already, with other prompts; remove it, or choose another --out")
+            raise InputError(
+                f"{path} is there already, with other prompts; remove it, or choose another --out"
+            )
         write_text(path, to_jsonl(rows))
         print(f"{path}: {len(rows)} prompts, {len({row['family'] for row in rows})} families")
 

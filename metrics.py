@@ -22,12 +22,19 @@ from scipy import stats
 
 import distributions as dist
 
-OTHERS = ("log", "novelty", "published", "scores")  # files of a run that the tables and pictures pass over
+OTHERS = (
+    "log",
+    "novelty",
+    "published",
+    "scores",
+)  # files of a run that the tables and pictures pass over
 row_name = lambda row: f"{row['method']} on {row['id']} ({row['model']}, {row['axis']})"
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "‹": "›", "„": "“", "「": "」"}
 LABEL = re.compile(r"^((?i:question:|correct answer:|explanation:)|[A-H][.)](?=\s))", re.MULTILINE)
-FORM = re.compile("question:a.b.c.d.correct answer:explanation:([a-h].)*")  # an explanation may have such lines too
+FORM = re.compile(
+    "question:a.b.c.d.correct answer:explanation:([a-h].)*"
+)  # an explanation may have such lines too
 
 
 def without_thoughts(text: str) -> str:
@@ -45,11 +52,17 @@ def tagged_answer(text: str) -> str:
     """
     final = "<|channel|>final<|message|>" in text
     text = re.split("</random_string>|</thinking>", without_thoughts(text))[-1]
-    before, *parts = re.split("<(/?answer|thinking|random_string)>", text)  # text, tag, text, tag, text ...
+    before, *parts = re.split(
+        "<(/?answer|thinking|random_string)>", text
+    )  # text, tag, text, tag, text ...
     tags, contents = parts[::2], {part.strip() for part in parts[1::4]}
     if final and not tags:
         return before.strip()
-    return contents.pop() if len(contents) == 1 and tags == ["answer", "/answer"] * (len(tags) // 2) else ""
+    return (
+        contents.pop()
+        if len(contents) == 1 and tags == ["answer", "/answer"] * (len(tags) // 2)
+        else ""
+    )
 
 
 def listed_answers(text: str) -> list[tuple[str, float]]:
@@ -60,9 +73,13 @@ def listed_answers(text: str) -> list[tuple[str, float]]:
     """
     text = without_thoughts(text).strip()
     lines = re.split("\n+" if "\n" in text else "[,;]", text)
-    pattern = re.compile(r"\s*(?:(?:[0-9]+[.)]|[-*•])\s)?\s*([^|]*[^|\s])\s*(?:\|\s*([0-9]*\.?[0-9]+)\s*(%?)\s*)?")
+    pattern = re.compile(
+        r"\s*(?:(?:[0-9]+[.)]|[-*•])\s)?\s*([^|]*[^|\s])\s*(?:\|\s*([0-9]*\.?[0-9]+)\s*(%?)\s*)?"
+    )
     found = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
-    return [(answer, min(float(p or 0), 1e9) / (100 if percent else 1)) for answer, p, percent in found]
+    return [
+        (answer, min(float(p or 0), 1e9) / (100 if percent else 1)) for answer, p, percent in found
+    ]
 
 
 def answers_of(row: dict) -> list[str]:
@@ -71,10 +88,17 @@ def answers_of(row: dict) -> list[str]:
     if row.get("protocol") == "ssot":
         return [tagged_answer(draw) for draw in draws]
     if row.get("protocol") == "batch":  # twenty, or what is missing is not valid
-        return [answer for draw in draws for answer, _ in [*listed_answers(draw), *[("", 0)] * 20][:20]]
-    if row.get("protocol") == "verbalized":  # one, by the stated probabilities; none if nothing has any
+        return [
+            answer for draw in draws for answer, _ in [*listed_answers(draw), *[("", 0)] * 20][:20]
+        ]
+    if (
+        row.get("protocol") == "verbalized"
+    ):  # one, by the stated probabilities; none if nothing has any
         chooser = random.Random(row["id"])
-        return [chooser.choices(*zip(*listed_answers(draw), ("", 1e-99), strict=True))[0] for draw in draws]
+        return [
+            chooser.choices(*zip(*listed_answers(draw), ("", 1e-99), strict=True))[0]
+            for draw in draws
+        ]
     return draws
 
 
@@ -85,7 +109,9 @@ def parse_number(text: str, low: float, high: float, discrete: bool) -> float | 
     (3.5, None)
     """
     value = float(text) if NUMBER.fullmatch(text := text.strip()) else np.nan
-    inside = abs(value) < 1e100 and low <= value <= high  # beyond that, sums of it would not be finite
+    inside = (
+        abs(value) < 1e100 and low <= value <= high
+    )  # beyond that, sums of it would not be finite
     return value if inside and not (discrete and value != round(value)) else None
 
 
@@ -96,7 +122,10 @@ def parse_answer(text: str) -> str | None:
     >>> parse_answer('**"Paris"**'), parse_answer("Well, there are so many…")
     ('Paris', None)
     """
-    lines = [" ".join(line.split()) for line in unicodedata.normalize("NFC", without_thoughts(text)).splitlines()]
+    lines = [
+        " ".join(line.split())
+        for line in unicodedata.normalize("NFC", without_thoughts(text)).splitlines()
+    ]
     lines = [line for line in lines if line and not line.startswith("```")]
     if not lines or (len(lines) == 1 and lines[0].endswith("…")):
         return None
@@ -106,7 +135,11 @@ def parse_answer(text: str) -> str | None:
         if answer[0] in inside or answer[-1] in inside:
             break
         answer = answer[1:-1].strip("*_` ")
-    return answer if any(c.isalnum() or unicodedata.category(c) == "So" for c in answer if c != "\ufffd") else None
+    return (
+        answer
+        if any(c.isalnum() or unicodedata.category(c) == "So" for c in answer if c != "\ufffd")
+        else None
+    )
 
 
 def parse_question(text: str) -> int | None:
@@ -116,7 +149,11 @@ def parse_question(text: str) -> int | None:
     text = re.sub(r"\*\*|__|^[ #]+", "", without_thoughts(text), flags=re.MULTILINE)
     before, *fields = LABEL.split(text, maxsplit=7)
     labels, bodies = "".join(LABEL.findall(text)).lower(), [body.strip() for body in fields[1::2]]
-    if before.strip() or not FORM.fullmatch(labels) or not all(any(c.isalnum() for c in body) for body in bodies):
+    if (
+        before.strip()
+        or not FORM.fullmatch(labels)
+        or not all(any(c.isalnum() for c in body) for body in bodies)
+    ):
         return None
     options = [body.strip(" .").casefold() for body in bodies[1:5]]
     answer = re.fullmatch(r"\(?([A-D])\b\W*(.*)", bodies[5], re.DOTALL)
@@ -128,21 +165,34 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
     """W1(values, support with probs) / E|X - median| of the latter: 0 perfect, 1 as bad as always the median. A choice:
     defined for Cauchy and Bernoulli(.1), where variance or IQR fail. values (N,), support and probs (M,)."""
     median = support[np.searchsorted(np.cumsum(probs), 0.5)]
-    return stats.wasserstein_distance(values, support, None, probs) / float(probs @ np.abs(support - median))
+    return stats.wasserstein_distance(values, support, None, probs) / float(
+        probs @ np.abs(support - median)
+    )
 
 
 def cdf_gap(values: np.ndarray, row: dict) -> float:
     """sup |F_values - F_target|, the Kolmogorov distance. A choice: from all numbers, not from the thinned outputs."""
     cdf, unit, first, last = dist.lattice(row)
-    target = lambda k: np.where(k < first, 0.0, np.where(k < last, cdf(k + 0.5), 1.0))  # F at k / unit, for integers k
-    points, counts = np.unique(np.round(values * unit, 6), return_counts=True)  # 0.29 * 100 is 28.999999999999996
-    upto, own = np.cumsum(counts) / len(values), counts / len(values)  # just below a point F_values lacks its own share
-    return float(np.abs([upto - target(np.floor(points)), upto - own - target(np.ceil(points) - 1)]).max())
+    target = lambda k: np.where(
+        k < first, 0.0, np.where(k < last, cdf(k + 0.5), 1.0)
+    )  # F at k / unit, for integers k
+    points, counts = np.unique(
+        np.round(values * unit, 6), return_counts=True
+    )  # 0.29 * 100 is 28.999999999999996
+    upto, own = (
+        np.cumsum(counts) / len(values),
+        counts / len(values),
+    )  # just below a point F_values lacks its own share
+    return float(
+        np.abs([upto - target(np.floor(points)), upto - own - target(np.ceil(points) - 1)]).max()
+    )
 
 
 def chi_square_p(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
     """The p-value of a chi-square test of values (N,) of a discrete target, over cells pooled to 5 expected draws."""
-    observed = np.bincount(np.searchsorted((support[:-1] + support[1:]) / 2, values), minlength=len(support))
+    observed = np.bincount(
+        np.searchsorted((support[:-1] + support[1:]) / 2, values), minlength=len(support)
+    )
     expected, starts = probs * len(values), [0]
     for i in range(1, len(expected)):
         if min(expected[starts[-1] : i].sum(), expected[i:].sum()) >= 5:
@@ -160,12 +210,20 @@ def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
         scores = {"tv": tv, "excess_tv": tv - expected_tv(n, probs) if n else 1.0}
     else:
         discrete, (low, high) = dist.is_discrete(row), dist.distribution(row).support()
-        values = [value for answer in answers if (value := parse_number(answer, low, high, discrete)) is not None]
+        values = [
+            value
+            for answer in answers
+            if (value := parse_number(answer, low, high, discrete)) is not None
+        ]
         values, support, n = np.array(values), np.array(texts, float), len(values)
         scores = {"normalized_w1": normalized_w1(values, support, probs) if n else np.inf}
         scores["cdf_gap"] = cdf_gap(values, row) if n else 1.0
     scores["valid_rate"] = n / len(answers)
-    p = chi_square_p(values, support, probs) if dist.is_discrete(row) else stats.kstwo.sf(scores["cdf_gap"], n or 1)
+    p = (
+        chi_square_p(values, support, probs)
+        if dist.is_discrete(row)
+        else stats.kstwo.sf(scores["cdf_gap"], n or 1)
+    )
     scores["gof_pass_rate"] = float(n > 0 and p >= 0.01)
     if "logit_kl" in row:  # the excess is form, and shape above the floor, which belongs to it
         kl, floor, form = row["logit_kl"], row["logit_kl_floor"], row["logit_kl_form"]
@@ -177,7 +235,11 @@ def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
 def score_open(row: dict, answers: list[str]) -> dict[str, float]:
     counts, n = Counter(map(parse_answer, answers)), len(answers)
     valid = n - counts.pop(None, 0)
-    scores = {"valid_rate": valid / n, "support_90": row.get("support_90"), "unique_rate": len(counts) / n}
+    scores = {
+        "valid_rate": valid / n,
+        "support_90": row.get("support_90"),
+        "unique_rate": len(counts) / n,
+    }
     if valid:
         bare = sum(count for answer, count in counts.items() if NUMBER.fullmatch(answer))
         scores |= {"top_share": max(counts.values()) / valid, "number_rate": bare / valid}
@@ -189,14 +251,24 @@ def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
     places = [parse_question(answer) for answer in answers]
     found = [place for place in places if place is not None]
     enough = found if len(found) >= 30 else []
-    scores = {"valid_rate": [place is not None for place in places], "tv": enough, "tv_uniform": enough}
-    return scores | {"p_value": enough} | {f"share_{x}": [place == i for place in found] for i, x in enumerate("abcd")}
+    scores = {
+        "valid_rate": [place is not None for place in places],
+        "tv": enough,
+        "tv_uniform": enough,
+    }
+    return (
+        scores
+        | {"p_value": enough}
+        | {f"share_{x}": [place == i for place in found] for i, x in enumerate("abcd")}
+    )
 
 
 def score(row: dict) -> dict:
     """The scores of a row: {metric: a value, or None where there is none, or one value for each draw}."""
     answers = answers_of(row)
-    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[row["axis"]](row, answers)
+    scores = {"numbers": score_numbers, "open": score_open, "mcq": score_mcq}[row["axis"]](
+        row, answers
+    )
     if row.get("protocol"):
         scores["answer_rate"] = np.mean([answer != "" for answer in answers])
     return scores | {"tokens": row["tokens"] / len(answers) if row.get("tokens") else None}
@@ -204,12 +276,16 @@ def score(row: dict) -> dict:
 
 def target_row(row: dict, name: str = "target") -> dict:
     """A row as a perfect sampler would have made it: as many true draws, and the floor as its KL."""
-    texts, _ = dist.sample_outputs(row, len(answers_of(row)), dist.prompt_rng(0, row["id"]), max_bins=None)
+    texts, _ = dist.sample_outputs(
+        row, len(answers_of(row)), dist.prompt_rng(0, row["id"]), max_bins=None
+    )
     exact = {"logit_kl": row["logit_kl_floor"], "logit_kl_form": 0.0} if "logit_kl" in row else {}
     return row | {"method": name, "draws": texts, "tokens": None, "protocol": None} | exact
 
 
-def total_variation(places: np.ndarray, axis: int = -1, probs: Sequence = (0.25,) * 4) -> np.ndarray:
+def total_variation(
+    places: np.ndarray, axis: int = -1, probs: Sequence = (0.25,) * 4
+) -> np.ndarray:
     """Total variation of places 0..M-1 (..., N), along an axis, from probs (M,): 1/2 sum over places |share - prob|."""
     shares = np.stack([(places == place).mean(axis) for place in range(len(probs))], -1)
     return np.abs(shares - probs).sum(-1) / 2
@@ -241,12 +317,18 @@ METRICS = {  # axis -> metric -> heading, statistic over families, prompts or dr
 }  # fmt: skip
 
 
-def bootstrap(values: np.ndarray, statistic, resamples: int = 10_000) -> tuple[float | None, float | None]:
+def bootstrap(
+    values: np.ndarray, statistic, resamples: int = 10_000
+) -> tuple[float | None, float | None]:
     """95 % percentile interval (Efron 1981) of a statistic of values (F,), resampled; (None, None) if F < 2."""
     if len(values) < 2 or statistic in (tv_of_uniform, uniform_p_value):
         return None, None
     picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    return tuple(np.quantile(statistic(values[picks], axis=1), [0.025, 0.975], method="inverted_cdf").tolist())
+    return tuple(
+        np.quantile(
+            statistic(values[picks], axis=1), [0.025, 0.975], method="inverted_cdf"
+        ).tolist()
+    )
 
 
 def aggregate(rows: list[dict]) -> list[dict]:
@@ -255,13 +337,21 @@ def aggregate(rows: list[dict]) -> list[dict]:
     for row in sorted(numbers, key=lambda row: "logit_kl" not in row):
         asked.setdefault((row["model"], len(answers_of(row)), row["id"]), row)
     most = max((n for _, n, _ in asked), default=0)
-    targets = [target_row(row, "target" if n == most else f"target, n={n}") for (_, n, _), row in asked.items()]
+    targets = [
+        target_row(row, "target" if n == most else f"target, n={n}")
+        for (_, n, _), row in asked.items()
+    ]
 
     groups, out = {}, []
     for row in rows + targets:
-        groups.setdefault((row["axis"], row["model"], row["method"], row.get("split")), []).append(row)
+        groups.setdefault((row["axis"], row["model"], row["method"], row.get("split")), []).append(
+            row
+        )
     for (axis, model, method, split), members in groups.items():
-        scored = [(row.get("family", row["id"]) if axis == "numbers" else row["id"], score(row)) for row in members]
+        scored = [
+            (row.get("family", row["id"]) if axis == "numbers" else row["id"], score(row))
+            for row in members
+        ]
         for metric, (_, statistic) in METRICS[axis].items():
             units = {}  # what the bootstrap resamples: a family, a prompt or a draw
             for unit, scores in scored:
@@ -269,10 +359,22 @@ def aggregate(rows: list[dict]) -> list[dict]:
                     if one is not None:
                         units.setdefault((unit, i), []).append(one)
             values = np.array([own[0] if len(own) == 1 else np.mean(own) for own in units.values()])
-            found = (float(statistic(values)) if len(values) else None, *bootstrap(values, statistic))
+            found = (
+                float(statistic(values)) if len(values) else None,
+                *bootstrap(values, statistic),
+            )
             value, low, high = (None if x in (None, np.inf) else x for x in found)
-            result = {"model": model, "method": method, "axis": axis, "split": split, "metric": metric}
-            out.append(result | {"value": value, "low": low, "high": high, "n": sum(map(len, units.values()))})
+            result = {
+                "model": model,
+                "method": method,
+                "axis": axis,
+                "split": split,
+                "metric": metric,
+            }
+            out.append(
+                result
+                | {"value": value, "low": low, "high": high, "n": sum(map(len, units.values()))}
+            )
     return out
 
 
@@ -280,10 +382,14 @@ def cell(seeds: list[dict]) -> str:
     """A value, of several seeds the mean ± standard deviation, and the (first) interval; – is nothing, ∞ infinite."""
     if not seeds or not (first := seeds[0])["n"]:
         return "–"
-    short = lambda x, digits: "∞" if x is None else f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"
+    short = lambda x, digits: (
+        "∞" if x is None else f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"
+    )
     values = [row["value"] for row in seeds]
     mean = short(None if None in values else np.mean(values), 3)
-    spread = f" ± {short(np.std(values, ddof=1), 3)}" if len(values) > 1 and None not in values else ""
+    spread = (
+        f" ± {short(np.std(values, ddof=1), 3)}" if len(values) > 1 and None not in values else ""
+    )
     interval = f" [{short(first['low'], 2)}, {short(first['high'], 2)}]"
     return mean + spread + ("" if first["low"] is None and first["value"] is not None else interval)
 
@@ -295,8 +401,17 @@ def table(scores: list[dict], axis: str) -> list[str]:
         key = row["model"], row["split"], re.sub(r"-s[0-9]+$", "", row["method"])
         cells.setdefault(key, {}).setdefault(row["metric"], []).append(row)
     lines = [["model", "split", "method", *(heading for heading, _ in METRICS[axis].values())]]
-    for key in sorted(cells, key=lambda key: (key[0], key[1] != "unseen", key[1] or "", rank(key[2]))):
-        lines.append([key[0], key[1] or "–", key[2], *(cell(cells[key].get(metric, [])) for metric in METRICS[axis])])
+    for key in sorted(
+        cells, key=lambda key: (key[0], key[1] != "unseen", key[1] or "", rank(key[2]))
+    ):
+        lines.append(
+            [
+                key[0],
+                key[1] or "–",
+                key[2],
+                *(cell(cells[key].get(metric, [])) for metric in METRICS[axis]),
+            ]
+        )
     return markdown(column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"})
 
 
@@ -317,7 +432,12 @@ def check_same_prompts(rows: list[dict]) -> None:
     """Raises InputError if two methods of a model and axis were not asked the same prompts."""
     methods, asked = {}, {}
     for row in rows:
-        question = str([row.get(key) for key in ("id", "bins", "prompt", "params", "decimals", "outputs", "probs")])
+        question = str(
+            [
+                row.get(key)
+                for key in ("id", "bins", "prompt", "params", "decimals", "outputs", "probs")
+            ]
+        )
         methods.setdefault((row["model"], row["axis"]), set()).add(row["method"])
         asked.setdefault((row["model"], row["axis"], question), set()).add(row["method"])
     for (model, axis, question), own in asked.items():
@@ -328,16 +448,28 @@ def check_same_prompts(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = dist.Parser(description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="rows of sample.py; logs among them are passed over")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="rows of sample.py; logs among them are passed over",
+    )
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
     files = [file for file in args.files if Path(file).stem not in OTHERS] or args.files
-    for path, begins in {args.out: '{"model"', args.report: tuple(f"**{axis}**\n" for axis in METRICS)}.items():
+    for path, begins in {
+        args.out: '{"model"',
+        args.report: tuple(f"**{axis}**\n" for axis in METRICS),
+    }.items():
         if path and Path(path).exists() and not Path(path).read_text().startswith(begins):
-            raise dist.InputError(f"{path} is there, and metrics.py did not write it; choose another name")
+            raise dist.InputError(
+                f"{path} is there, and metrics.py did not write it; choose another name"
+            )
     rows = dist.read_rows(files, ("id", "model", "method", "axis", "draws"), row_name)
-    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]  # pandas fills with null
+    rows = [
+        {key: value for key, value in row.items() if value is not None} for row in rows
+    ]  # pandas fills with null
     check_same_prompts(rows)
     scores = aggregate(rows)
     dist.write_text(args.out, dist.to_jsonl(scores))

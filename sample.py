@@ -118,7 +118,11 @@ def prompt_rows(args) -> list[dict]:
     if args.axis == "mcq":
         return [{"id": "mcq-000", "prompt": MCQ}]
     return [
-        {"id": f"open-{i:03d}", "category": category, "prompt": WORDINGS[i % len(WORDINGS)].format(category)}
+        {
+            "id": f"open-{i:03d}",
+            "category": category,
+            "prompt": WORDINGS[i % len(WORDINGS)].format(category),
+        }
         for i, category in enumerate(CATEGORIES)
     ]
 
@@ -129,14 +133,22 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
     for path in paths:
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
-            listed = json.loads(text) if text.lstrip().startswith("[") else dist.read_rows([path], ("prompt",))
+            listed = (
+                json.loads(text)
+                if text.lstrip().startswith("[")
+                else dist.read_rows([path], ("prompt",))
+            )
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise dist.InputError(f"{path}: {error}") from None
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in listed]
     rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]
-    texts = lambda row: isinstance(row["id"], str) and isinstance(row.get("prompt"), str) and "draws" not in row
+    texts = lambda row: (
+        isinstance(row["id"], str) and isinstance(row.get("prompt"), str) and "draws" not in row
+    )
     if not rows or not all(map(texts, rows)):
-        raise dist.InputError(f"{', '.join(paths)}: there must be prompts, each, and each id, a text, and no draws yet")
+        raise dist.InputError(
+            f"{', '.join(paths)}: there must be prompts, each, and each id, a text, and no draws yet"
+        )
     if len({row["id"] for row in rows}) < len(rows):
         raise dist.InputError(f"{', '.join(paths)}: two prompts have the same id")
     return rows
@@ -146,7 +158,9 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
 
 
 @torch.inference_mode()
-def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int) -> tuple[float, float]:
+def logit_kl(
+    model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int
+) -> tuple[float, float]:
     """KL(target || model) in nats per token, in expectation over the target's paths, and its part that is form.
 
     At each prefix sum_c q(c) (log q(c) - log p(c)) over its children c, with p over the full vocabulary; averaged over
@@ -159,7 +173,9 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
         leaves = np.flatnonzero(tree.probs)  # below a prefix without mass there is no target
         weights = tree.probs[leaves]
     else:
-        leaves, counts = np.unique(tree.quantile_leaves((np.arange(paths) + 0.5) / paths), return_counts=True)
+        leaves, counts = np.unique(
+            tree.quantile_leaves((np.arange(paths) + 0.5) / paths), return_counts=True
+        )
         weights = counts / paths
     device = prompt.mask.device
     alphabet = torch.from_numpy(np.unique(tree.tokens[tree.tokens != trie.PAD])).long().to(device)
@@ -167,10 +183,14 @@ def logit_kl(model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int)
     total = np.zeros(2)
     for start in range(0, len(leaves), rows):
         part = leaves[start : start + rows]
-        arrays = trie.pad_targets([tree.path(leaf) for leaf in part], [tree.path_targets(leaf) for leaf in part])
+        arrays = trie.pad_targets(
+            [tree.path(leaf) for leaf in part], [tree.path_targets(leaf) for leaf in part]
+        )
         completions, tokens, q = (array.to(device) for array in arrays)
         log_p = trie.branch(model, prompt, completions).float().log_softmax(-1)  # (R, L, V)
-        kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)  # (R, L); 0 where the path has ended
+        kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(
+            -1
+        )  # (R, L); 0 where the path has ended
         form = -log_p[..., alphabet].logsumexp(-1) * (completions != trie.PAD)
         sums = torch.stack([kl.sum(1), form.sum(1)]).double().cpu().numpy()  # (2, R)
         total += sums / tree.lengths[part] @ weights[start : start + rows]
@@ -188,36 +208,56 @@ def exact_numbers(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, ar
 def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
     """How many of the most probable outcomes hold `mass` of the probability. probs (V,), in any order."""
     held = np.cumsum(np.sort(probs[probs > 0].astype(np.float64))[::-1])
-    return int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12))) + 1  # the factor forgives the sum's rounding
+    return (
+        int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12))) + 1
+    )  # the factor forgives the sum's rounding
 
 
 def exact_open(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
     probs = prompt.logits[0].double().softmax(-1).cpu().numpy()
     top = np.argsort(-probs, kind="stable")[:20]
-    return {"support_90": support_size(probs), "top": [[trie.decode(tokenizer, [t]), probs[t]] for t in top.tolist()]}
+    return {
+        "support_90": support_size(probs),
+        "top": [[trie.decode(tokenizer, [t]), probs[t]] for t in top.tolist()],
+    }
 
 
-EXACT = {"numbers": exact_numbers, "open": exact_open}  # axis -> what reads the model's own probabilities
+EXACT = {
+    "numbers": exact_numbers,
+    "open": exact_open,
+}  # axis -> what reads the model's own probabilities
 
 # --------------------------------------------------------------------------------------------------- the rows
 
 
 def written(tokenizer, path: list[int], ends: list[int]) -> str:
     """The text of a drawn path; one that was cut before an end token ends in "…"."""
-    return trie.decode(tokenizer, path[:-1]) if path[-1] in ends else trie.decode(tokenizer, path) + "…"
+    return (
+        trie.decode(tokenizer, path[:-1])
+        if path[-1] in ends
+        else trie.decode(tokenizer, path) + "…"
+    )
 
 
 def answers(model, tokenizer, end: int, asked: list[dict], args) -> Iterator[dict]:
     """The result row of each prompt: args.n draws (as many as hold so many answers) and the exact probabilities.
     Several prompts walk together."""
     protocol = PROTOCOLS.get(args.protocol, Protocol("", False, args.max_tokens))
-    system, replies = protocol.prompt.format(*ASKED.get(args.axis, ())), -(-args.n // protocol.answers)
+    system, replies = (
+        protocol.prompt.format(*ASKED.get(args.axis, ())),
+        -(-args.n // protocol.answers),
+    )
     ends = model.generation_config.eos_token_id
     size = max(1, args.rows // replies)
     for first in range(0, len(asked), size):
         batch, start = asked[first : first + size], time.perf_counter()
-        prompts = [trie.chat_ids(tokenizer, row["prompt"], system, protocol.thinking) for row in batch]
-        uniform = [dist.prompt_rng(args.seed, row["id"]).random((replies, args.max_tokens)) for row in batch]
+        prompts = [
+            trie.chat_ids(tokenizer, row["prompt"], system, protocol.thinking) for row in batch
+        ]
+        uniform = [
+            dist.prompt_rng(args.seed, row["id"]).random((replies, args.max_tokens))
+            for row in batch
+        ]
         paths = trie.walk(model, prompts, ends, np.concatenate(uniform), args.rows)
         shared = (time.perf_counter() - start) / len(batch)
 
@@ -241,17 +281,30 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     InputError. Under `accelerate launch` each process answers its share, with a partial file of its own.
     """
     state, record = trie.processes(), out.with_name(f"{out.name.removesuffix('.jsonl')}.run.json")
-    elsewhere = ("model", "adapter", "prompts", "out", "rows")  # what they are is in the inputs; rows change nothing
-    made = {"options": {key: value for key, value in vars(args).items() if key not in elsewhere}, "inputs": inputs}
+    elsewhere = (
+        "model",
+        "adapter",
+        "prompts",
+        "out",
+        "rows",
+    )  # what they are is in the inputs; rows change nothing
+    made = {
+        "options": {key: value for key, value in vars(args).items() if key not in elsewhere},
+        "inputs": inputs,
+    }
     made["code"] = [dist.digest(module.__file__) for module in (sys.modules[__name__], trie, dist)]
     named = re.compile(re.escape(out.name) + r"\.partial(\.[0-9]+)?")  # and so not FILE.partial.bak
     partials = lambda: [path for path in sorted(out.parent.glob("*")) if named.fullmatch(path.name)]
-    kept = lambda: {row["id"]: row for row in dist.read_rows(path for path in partials() if path.stat().st_size)}
+    kept = lambda: {
+        row["id"]: row for row in dist.read_rows(path for path in partials() if path.stat().st_size)
+    }
 
     if state.is_main_process and partials():
         before = json.loads(record.read_text()) if record.exists() else {}
         if other := " and ".join(key for key in made if before.get(key) != made[key]):
-            raise dist.InputError(f"{partials()[0]} was made with other {other} (see {record}); remove it to go on")
+            raise dist.InputError(
+                f"{partials()[0]} was made with other {other} (see {record}); remove it to go on"
+            )
         for partial in partials():  # without a line that was cut off when the run was killed
             whole, newline, _ = partial.read_bytes().rpartition(b"\n")
             os.truncate(partial, len(whole + newline))
@@ -260,9 +313,13 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     state.wait_for_everyone()
 
     finished = kept()
-    todo = [row for row in asked if row["id"] not in finished][state.process_index :: state.num_processes]
+    todo = [row for row in asked if row["id"] not in finished][
+        state.process_index :: state.num_processes
+    ]
     state.wait_for_everyone()
-    share = out.with_name(f"{out.name}.partial" + (f".{state.process_index}" if state.process_index else ""))
+    share = out.with_name(
+        f"{out.name}.partial" + (f".{state.process_index}" if state.process_index else "")
+    )
     dist.refuse(out, out)  # another run may have made it while this one loaded its model
     with open(share, "a", encoding="utf-8") as file:
         bar = tqdm(answer(todo), str(out), total=len(todo), disable=not state.is_main_process)
@@ -274,7 +331,9 @@ def write_rows(out: Path, args, inputs: dict, asked: list[dict], answer: Callabl
     if state.is_main_process:
         rows = kept()
         if missing := [row["id"] for row in asked if row["id"] not in rows]:
-            raise dist.InputError(f"no row of {missing[0]}: another run took it, or machines do not share {out.parent}")
+            raise dist.InputError(
+                f"no row of {missing[0]}: another run took it, or machines do not share {out.parent}"
+            )
         dist.write_text(out, dist.to_jsonl(rows[row["id"]] for row in asked))
         for partial in partials():
             partial.unlink()
@@ -289,7 +348,10 @@ def draw(args, asked: list[dict]) -> None:
     method = "+".join(filter(None, [adapter and adapter.name, args.protocol])) or "base"
     source = {"model": args.model, "method": method, "axis": args.axis, "protocol": args.protocol}
     source |= {"bins": args.bins} if args.axis == "numbers" else {}
-    inputs = {"prompts": hashlib.sha256(dist.to_jsonl(asked).encode()).hexdigest(), "model": trie.identity(args.model)}
+    inputs = {
+        "prompts": hashlib.sha256(dist.to_jsonl(asked).encode()).hexdigest(),
+        "model": trie.identity(args.model),
+    }
     inputs["adapter"] = dist.digest(adapter / "adapter_model.safetensors") if adapter else None
     answer = lambda todo: (row | source for row in answers(model, tokenizer, end, todo, args))
     write_rows(Path(args.out), args, inputs, asked, answer)
@@ -301,21 +363,48 @@ def main() -> None:
     for axis, (n, tokens, what) in AXES.items():
         add = axes.add_parser(axis, help=what).add_argument
         add("--model", required=True, help="hub id or folder of a chat model")
-        add("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
+        add(
+            "--adapter",
+            help="PEFT adapter folder; its name becomes the method (default: the base model)",
+        )
         own = f"JSONL files{'' if axis == 'numbers' else ', or JSON lists, of prompts of yours'}"
-        add("--prompts", nargs="+", action="extend", metavar="FILE", required=axis == "numbers", help=own)
+        add(
+            "--prompts",
+            nargs="+",
+            action="extend",
+            metavar="FILE",
+            required=axis == "numbers",
+            help=own,
+        )
         add("--n", type=int, default=n, help=f"answers to each prompt (default {n})")
-        add("--protocol", choices=PROTOCOLS if axis in ASKED else (), help=f"a system prompt: {', '.join(PROTOCOLS)}")
+        add(
+            "--protocol",
+            choices=PROTOCOLS if axis in ASKED else (),
+            help=f"a system prompt: {', '.join(PROTOCOLS)}",
+        )
         if axis == "numbers":
-            add("--bins", type=int, default=dist.MAX_BINS, help="outputs of the target's trie (default %(default)s)")
+            add(
+                "--bins",
+                type=int,
+                default=dist.MAX_BINS,
+                help="outputs of the target's trie (default %(default)s)",
+            )
             add("--paths", type=int, default=128, help="paths of the logit KL (default 128)")
-        add("--max-tokens", type=int, help=f"cut a reply here (default {tokens}, or that of the protocol)")
+        add(
+            "--max-tokens",
+            type=int,
+            help=f"cut a reply here (default {tokens}, or that of the protocol)",
+        )
         add("--rows", type=int, help="most draws in one pass (default 1024, of long answers 256)")
         add("--seed", type=int, default=0)
         add("--out", required=True, help="JSONL file to write")
     args = parser.parse_args()
-    args.max_tokens = args.max_tokens or (PROTOCOLS[args.protocol].max_tokens if args.protocol else AXES[args.axis][1])
-    args.rows = args.rows or (1024 if args.max_tokens <= 64 else 256)  # long answers have long caches, and share little
+    args.max_tokens = args.max_tokens or (
+        PROTOCOLS[args.protocol].max_tokens if args.protocol else AXES[args.axis][1]
+    )
+    args.rows = args.rows or (
+        1024 if args.max_tokens <= 64 else 256
+    )  # long answers have long caches, and share little
     dist.refuse(Path(args.out), Path(args.out))
     draw(args, prompt_rows(args))
 

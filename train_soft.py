@@ -59,7 +59,9 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
 
 def collate(answers: list[dict]) -> dict[str, torch.Tensor]:
     """R answers as tensors: completions (R, L); tokens and q (R, L, C) of each prefix's children, as in pad_targets."""
-    completions, tokens, q = trie.pad_targets([a["path"] for a in answers], [a["targets"] for a in answers])
+    completions, tokens, q = trie.pad_targets(
+        [a["path"] for a in answers], [a["targets"] for a in answers]
+    )
     return {"completions": completions, "tokens": tokens, "q": q}
 
 
@@ -84,12 +86,23 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
     parser.add_argument("--data", required=True, help="prompt rows (train.jsonl)")
     parser.add_argument("--out", required=True, help="adapter folder to write")
-    parser.add_argument("--batch", type=int, default=32, help="prompts per optimizer step (default 32)")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="prompts per optimizer step (default 32)"
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default %(default)s")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of a prompt in an epoch (default %(default)s)")
-    parser.add_argument("--branches", type=int, default=1, help="answers behind one prompt pass (default 1)")
+    parser.add_argument(
+        "--draws", type=int, default=DRAWS, help="of a prompt in an epoch (default %(default)s)"
+    )
+    parser.add_argument(
+        "--branches", type=int, default=1, help="answers behind one prompt pass (default 1)"
+    )
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate (default 2e-4)")
-    parser.add_argument("--accumulate", type=int, default=1, help="split a step into so many passes, for less memory")
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        help="split a step into so many passes, for less memory",
+    )
     parser.add_argument("--limit", type=int, help="train on so many prompts only, evenly spaced")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -102,37 +115,58 @@ def main() -> None:
 
     model, tokenizer, end = trie.load(args.model)
     model = trie.add_lora(model, args.seed)
-    state = trie.processes()  # several under `accelerate launch`; each works on its share of every batch
+    state = (
+        trie.processes()
+    )  # several under `accelerate launch`; each works on its share of every batch
     if state.is_main_process:
         trie.write_run(out / "run.json", args, data=dist.digest(args.data))
 
     # All answers are drawn before the first step, each prompt's from a stream of its own, whatever the order of work.
     # Only dropout's masks depend on how rows are laid out: on --accumulate, and on the number of processes.
-    draws, bar = args.epochs * args.draws, tqdm(rows, "prepare", leave=False, disable=not state.is_main_process)
-    data = [prepare(tokenizer, end, row, draws, dist.prompt_rng(args.seed, row["id"])) for row in bar]
+    draws, bar = (
+        args.epochs * args.draws,
+        tqdm(rows, "prepare", leave=False, disable=not state.is_main_process),
+    )
+    data = [
+        prepare(tokenizer, end, row, draws, dist.prompt_rng(args.seed, row["id"])) for row in bar
+    ]
 
     # A unit is one pass of a prompt with `branches` of its answers behind it; a step is a batch of units.
     units = [(i, first) for i in range(len(rows)) for first in range(0, args.draws, args.branches)]
-    families, rng, steps = [rows[i].get("family", "own") for i, _ in units], np.random.default_rng(args.seed), []
+    families, rng, steps = (
+        [rows[i].get("family", "own") for i, _ in units],
+        np.random.default_rng(args.seed),
+        [],
+    )
     for epoch in range(args.epochs):
         for batch in dist.mixed_batches(families, args.batch, rng):
             steps.append([(units[u][0], epoch * args.draws + units[u][1]) for u in batch])
     if min(map(len, steps)) < state.num_processes:
-        raise dist.InputError(f"--batch {args.batch} is too small for {state.num_processes} processes")
+        raise dist.InputError(
+            f"--batch {args.batch} is too small for {state.num_processes} processes"
+        )
 
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.01
+    )
     accelerator = Accelerator(mixed_precision="no")
     model, optimizer = accelerator.prepare(model, optimizer)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
-    answers_of = lambda batch: [a for i, first in batch for a in data[i]["answers"][first : first + args.branches]]
+    answers_of = lambda batch: [
+        a for i, first in batch for a in data[i]["answers"][first : first + args.branches]
+    ]
 
     with open(out / "log.jsonl" if state.is_main_process else os.devnull, "w") as log:
-        for step, batch in enumerate(bar := tqdm(steps, METHOD, disable=not state.is_main_process), 1):
+        for step, batch in enumerate(
+            bar := tqdm(steps, METHOD, disable=not state.is_main_process), 1
+        ):
             start, value, answers = time.perf_counter(), 0.0, answers_of(batch)
             weight = sum(answer["weight"] for answer in answers)
 
             share = batch[state.process_index :: state.num_processes]
-            for part in np.array_split(share, min(args.accumulate, len(batch) // state.num_processes)):
+            for part in np.array_split(
+                share, min(args.accumulate, len(batch) // state.num_processes)
+            ):
                 own = answers_of(part)
                 tensors = {name: tensor.to(state.device) for name, tensor in collate(own).items()}
 
@@ -140,24 +174,38 @@ def main() -> None:
                 prefix = trie.prefill(model, [data[i]["prompt"] for i, _ in part])
                 logits = trie.branch(model, prefix, tensors["completions"])  # (R, L, V)
 
-                weights = torch.tensor([answer["weight"] / weight for answer in own], device=state.device)
+                weights = torch.tensor(
+                    [answer["weight"] / weight for answer in own], device=state.device
+                )
                 mean = (loss(logits, tensors) * weights).sum()
                 accelerator.backward(mean * state.num_processes)  # it averages over the processes
                 value += mean.detach()
 
-            record = {"step": step, "loss": float(accelerator.reduce(value)), "lr": schedule.get_last_lr()[0]}
+            record = {
+                "step": step,
+                "loss": float(accelerator.reduce(value)),
+                "lr": schedule.get_last_lr()[0],
+            }
             if not math.isfinite(record["loss"]):
-                raise dist.InputError(f"the loss of step {step} is not finite, and nothing was saved; lower --lr")
+                raise dist.InputError(
+                    f"the loss of step {step} is not finite, and nothing was saved; lower --lr"
+                )
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
 
             if all("floor" in answer for answer in answers):
-                record["floor"] = sum(answer["floor"] * answer["weight"] for answer in answers) / weight
-            record["tokens"] = sum(len(data[i]["prompt"]) for i, _ in batch) + sum(len(a["path"]) for a in answers)
+                record["floor"] = (
+                    sum(answer["floor"] * answer["weight"] for answer in answers) / weight
+                )
+            record["tokens"] = sum(len(data[i]["prompt"]) for i, _ in batch) + sum(
+                len(a["path"]) for a in answers
+            )
             log.write(json.dumps(record | {"seconds": time.perf_counter() - start}) + "\n")
             log.flush()
-            bar.set_postfix(loss=f"{record['loss']:.3f}", perfect=f"{record.get('floor', math.nan):.3f}")
+            bar.set_postfix(
+                loss=f"{record['loss']:.3f}", perfect=f"{record.get('floor', math.nan):.3f}"
+            )
 
     trie.save_adapter(accelerator, model, out)
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
@@ -62,8 +71,12 @@ def build(style: str) -> PreTrainedTokenizerFast:
         ),
     }[style]  # fmt: skip
     backend = Tokenizer(models.BPE())
-    corpus = ["Generate exactly ONE random number from a Gaussian distribution. user assistant model system"]
-    corpus += [f"{i}" for i in range(1000)] * 2 + [f"-{i}.{i * 7919 % 100000:05d}" for i in range(300)]
+    corpus = [
+        "Generate exactly ONE random number from a Gaussian distribution. user assistant model system"
+    ]
+    corpus += [f"{i}" for i in range(1000)] * 2 + [
+        f"-{i}.{i * 7919 % 100000:05d}" for i in range(300)
+    ]
     split = pre_tokenizers.Split(Regex(rf"\p{{N}}{digits}|[^\p{{N}}]+"), "isolated")
     if style == "gemma":  # SentencePiece-like: spaces become a visible character
         backend.normalizer = normalizers.Replace(" ", "▁")
@@ -71,16 +84,25 @@ def build(style: str) -> PreTrainedTokenizerFast:
         alphabet = []
     else:
         level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([split, level]), decoders.ByteLevel()
+        backend.pre_tokenizer, backend.decoder = (
+            pre_tokenizers.Sequence([split, level]),
+            decoders.ByteLevel(),
+        )
         alphabet = level.alphabet()
     backend.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=1500, special_tokens=specials, initial_alphabet=alphabet)
+        corpus,
+        trainers.BpeTrainer(vocab_size=1500, special_tokens=specials, initial_alphabet=alphabet),
     )
-    if style in ("llama", "gemma"):  # adds BOS by itself, as the real ones do: the template's must not be doubled
+    if style in (
+        "llama",
+        "gemma",
+    ):  # adds BOS by itself, as the real ones do: the template's must not be doubled
         backend.post_processor = processors.TemplateProcessing(
             single=f"{specials[0]} $A", special_tokens=[(specials[0], 0)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[eos], chat_template=template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=specials[eos], chat_template=template
+    )
 
 
 STYLES = ("tiny", "llama", "gemma", "qwen", "harmony")
@@ -130,7 +152,9 @@ def prompts(tmp_path_factory, data) -> list[Path]:
 
 def script(*args, **options) -> subprocess.CompletedProcess:
     """Run `python script args` from the repository's root, as a user would."""
-    return subprocess.run(command(*args), env=ENV, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        command(*args), env=ENV, capture_output=True, text=True, timeout=300, **options
+    )
 
 
 def command(name, *args) -> list[str]:

@@ -26,10 +26,14 @@ POISSON = target("poisson", **{"lambda": 4})
 def test_counts_ids_and_families():
     count = Counter(row["split"] for row in ALL)
     assert count == {"train": 1988, "unseen": 24, "ood": 18}
-    assert d.make_rows("train") == d.make_rows("train")  # grids are lists, not iterators that a first call uses up
+    assert d.make_rows("train") == d.make_rows(
+        "train"
+    )  # grids are lists, not iterators that a first call uses up
     assert len({row["id"] for row in ALL}) == len(ALL)
     assert len({row["family"] for row in ALL if row["split"] == "train"}) == 24
-    assert not {r["family"] for r in ALL if r["split"] == "ood"} & {r["family"] for r in ALL if r["split"] == "train"}
+    assert not {r["family"] for r in ALL if r["split"] == "ood"} & {
+        r["family"] for r in ALL if r["split"] == "train"
+    }
     grid = {(r["family"], *r["params"].values()) for r in ALL if r["split"] == "train"}
     assert not any((r["family"], *r["params"].values()) in grid for r in HELD_OUT)
 
@@ -42,7 +46,9 @@ def test_prompts_read_as_in_the_paper():
     )
     (hyper,) = [r for r in ALL if r["id"] == "unseen-hypergeometric-000"]
     assert hyper["params"] == {"M": 100, "K": 50, "N": 20}
-    geometric_mean = [r for r in ALL if r["family"] == "gaussian" and r["params"]["sigma"] == 0.5743]
+    geometric_mean = [
+        r for r in ALL if r["family"] == "gaussian" and r["params"]["sigma"] == 0.5743
+    ]
     assert geometric_mean and "sigma=0.5743." in geometric_mean[0]["prompt"]
     # K = round(M f), halves to even: 30 * .35 = 10.5 -> 10, 50 * .35 = 17.5 -> 18
     ks = {(r["params"]["M"], r["params"]["K"]) for r in ALL if r["family"] == "hypergeometric"}
@@ -50,7 +56,14 @@ def test_prompts_read_as_in_the_paper():
 
 
 @pytest.mark.parametrize(
-    "x, shown", [(0.5743491774985174, 0.5743), (2, 2), (3.0, 3), (2.2 - 2.2000000000000006, 0), (-1.23456, -1.235)]
+    "x, shown",
+    [
+        (0.5743491774985174, 0.5743),
+        (2, 2),
+        (3.0, 3),
+        (2.2 - 2.2000000000000006, 0),
+        (-1.23456, -1.235),
+    ],
 )
 def test_significant(x, shown):
     assert d.significant(x) == shown and isinstance(d.significant(x), int) == (shown == int(shown))
@@ -67,7 +80,10 @@ def test_the_prompts_are_those_of_the_committed_results(data):
     """The grids, to the last digit."""
     runs = [path.read_text() for path in ROOT.glob("tests/results/*/*/run.json")]
     assert len(runs) >= 4 and all(d.digest(data / "train.jsonl") in run for run in runs)
-    assert [d.digest(data / f"{split}.jsonl")[:8] for split in ("unseen", "ood")] == ["6114b8f6", "a16e94ab"]
+    assert [d.digest(data / f"{split}.jsonl")[:8] for split in ("unseen", "ood")] == [
+        "6114b8f6",
+        "a16e94ab",
+    ]
 
 
 # Distribution functions of all families written out by hand, at one parameter set each.
@@ -82,7 +98,9 @@ BY_HAND = {
     ("lognormal", 0.5, 0.75): lambda x: phi((math.log(x) - 0.5) / 0.75),
     ("rayleigh", 3): lambda x: 1 - math.exp(-(x**2) / 18),
     ("cauchy", 3.5, 3): lambda x: 0.5 + math.atan((x - 3.5) / 3) / math.pi,
-    ("laplace", 3.5, 3): lambda x: math.exp((x - 3.5) / 3) / 2 if x < 3.5 else 1 - math.exp(-(x - 3.5) / 3) / 2,
+    ("laplace", 3.5, 3): lambda x: (
+        math.exp((x - 3.5) / 3) / 2 if x < 3.5 else 1 - math.exp(-(x - 3.5) / 3) / 2
+    ),
     ("logistic", 3.5, 3): lambda x: 1 / (1 + math.exp(-(x - 3.5) / 3)),
     ("pareto", 6.5, 3.5): lambda x: 1 - (3.5 / x) ** 6.5,
     ("gumbel", 3.5, 3): lambda x: math.exp(-math.exp(-(x - 3.5) / 3)),
@@ -97,19 +115,28 @@ BY_HAND = {
     ("geometric", 0.125): lambda x: 1 - 0.875 ** math.floor(x),
     ("binomial", 2, 0.3): lambda x: [0.49, 0.91, 1][math.floor(x)],
     ("poisson", 1): upto(lambda k: poisson_pmf(1, k)),
-    ("maxwell", 1.5): lambda x: 2 * phi(x / 1.5) - 1 - math.sqrt(2 / math.pi) * x / 1.5 * math.exp(-(x**2) / 4.5),
-    ("inverse_gaussian", 5, 7): lambda x: (
-        phi(math.sqrt(7 / x) * (x / 5 - 1)) + math.exp(14 / 5) * phi(-math.sqrt(7 / x) * (x / 5 + 1))
+    ("maxwell", 1.5): lambda x: (
+        2 * phi(x / 1.5) - 1 - math.sqrt(2 / math.pi) * x / 1.5 * math.exp(-(x**2) / 4.5)
     ),
-    ("truncnorm", 1, 1.5, -1, 2): lambda x: (phi((x - 1) / 1.5) - phi(-2 / 1.5)) / (phi(1 / 1.5) - phi(-2 / 1.5)),
+    ("inverse_gaussian", 5, 7): lambda x: (
+        phi(math.sqrt(7 / x) * (x / 5 - 1))
+        + math.exp(14 / 5) * phi(-math.sqrt(7 / x) * (x / 5 + 1))
+    ),
+    ("truncnorm", 1, 1.5, -1, 2): lambda x: (
+        (phi((x - 1) / 1.5) - phi(-2 / 1.5)) / (phi(1 / 1.5) - phi(-2 / 1.5))
+    ),
     ("f_distribution", 2, 6): lambda x: 1 - (1 + x / 3) ** -3,
     ("student_t", 2): lambda x: 0.5 + x / 2 / math.sqrt(2 + x * x),
     ("negative_binomial", 3, 0.15): upto(lambda k: math.comb(k + 2, 2) * 0.15**3 * 0.85**k),
-    ("hypergeometric", 30, 10, 5): upto(lambda k: math.comb(10, k) * math.comb(20, 5 - k) / math.comb(30, 5)),
+    ("hypergeometric", 30, 10, 5): upto(
+        lambda k: math.comb(10, k) * math.comb(20, 5 - k) / math.comb(30, 5)
+    ),
     ("skellam", 2, 3): lambda x: sum(
         poisson_pmf(2, i) * poisson_pmf(3, j) for i in range(60) for j in range(60) if i - j <= x
     ),
-    ("beta_binomial", 10, 2, 3): upto(lambda k: math.comb(10, k) * beta_function(k + 2, 13 - k) / beta_function(2, 3)),
+    ("beta_binomial", 10, 2, 3): upto(
+        lambda k: math.comb(10, k) * beta_function(k + 2, 13 - k) / beta_function(2, 3)
+    ),
 }
 
 
@@ -133,7 +160,11 @@ def test_masses_are_cdf_differences(key):
 def test_cdf_is_within_half_a_bin(row):
     texts, probs, _ = d.canonical_outputs(row)
     dist, discrete = d.distribution(row), d.is_discrete(row)
-    assert probs.sum() == pytest.approx(1, abs=1e-12) and (probs > 0).all() and len(set(texts)) == len(texts)
+    assert (
+        probs.sum() == pytest.approx(1, abs=1e-12)
+        and (probs > 0).all()
+        and len(set(texts)) == len(texts)
+    )
     x, cumulative = np.array(texts, float), np.cumsum(probs)[:-1]
     half = 0 if discrete else np.diff(x) / 2 + 1e-9
     assert (dist.cdf(x[:-1] - half) <= cumulative + 1e-9).all()
@@ -146,19 +177,30 @@ def test_cdf_is_within_half_a_bin(row):
 def test_every_prompt_builds():
     for row in ALL:
         texts, probs, perfect = d.canonical_outputs(row)
-        assert abs(probs.sum() - 1) < 1e-9 and len(texts) == len(probs) == len(perfect) and "-0.00000" not in texts
+        assert (
+            abs(probs.sum() - 1) < 1e-9
+            and len(texts) == len(probs) == len(perfect)
+            and "-0.00000" not in texts
+        )
 
 
 def test_the_middle_of_a_symmetric_family_is_zero_without_a_sign():
     texts, *_ = d.canonical_outputs(target("gaussian", mu=0, sigma=1))
     assert texts[500] == "0.00000" and texts[0] == "-" + texts[-1]
-    assert d.to_texts(np.array([-1, 0, 1, -123456]), 10**5) == ["-0.00001", "0.00000", "0.00001", "-1.23456"]
+    assert d.to_texts(np.array([-1, 0, 1, -123456]), 10**5) == [
+        "-0.00001",
+        "0.00000",
+        "0.00001",
+        "-1.23456",
+    ]
     assert d.to_texts(np.array([-1, 0, 12]), 1) == ["-1", "0", "12"]
 
 
 def test_few_candidates_are_kept_whole():
     texts, *_ = d.canonical_outputs(target("uniform", a=0, b=0.001))
-    assert texts == [f"0.{k:05d}" for k in range(1, 100)]  # the quantiles .001 and .999 cut 0 and .001 off
+    assert texts == [
+        f"0.{k:05d}" for k in range(1, 100)
+    ]  # the quantiles .001 and .999 cut 0 and .001 off
 
 
 def test_a_wide_grid_is_never_materialized():
@@ -200,7 +242,9 @@ def test_two_decimals_are_a_coarser_lattice():
     texts, probs, perfect = d.canonical_outputs(row | {"decimals": 2})
     assert texts == [f"{k / 100:.2f}".replace("-0.00", "0.00") for k in range(-309, 310)]
     assert probs[309] == pytest.approx(math.erf(0.005 / math.sqrt(2)), rel=1e-9) == perfect[309]
-    drawn, _ = d.sample_outputs(row | {"decimals": 2}, 1000, np.random.default_rng(0), max_bins=None)
+    drawn, _ = d.sample_outputs(
+        row | {"decimals": 2}, 1000, np.random.default_rng(0), max_bins=None
+    )
     assert set(drawn) <= set(texts) and len(set(drawn)) > 200
     assert all(row["decimals"] == 2 for row in d.make_rows("ood", 2))
     assert not any("decimals" in row for row in d.make_rows("ood"))
@@ -218,7 +262,9 @@ def test_a_thinned_discrete_family_gives_each_kept_value_its_neighbourhood(row):
     kept, mass = [int(text) for text in texts], Counter()
     assert len(kept) == 6 and max(np.diff(kept)) - min(np.diff(kept)) <= 1
     for k in range(-400, 401):
-        mass[min(kept, key=lambda value: (abs(k - value), value))] += float(d.distribution(row).pmf(k))
+        mass[min(kept, key=lambda value: (abs(k - value), value))] += float(
+            d.distribution(row).pmf(k)
+        )
     assert probs == pytest.approx([mass[value] for value in kept], abs=1e-9)
     pmf = [float(d.distribution(row).pmf(value)) for value in kept[1:-1]]
     assert perfect[1:-1] == pytest.approx(pmf, rel=1e-6) and (perfect <= probs + 1e-12).all()
@@ -257,7 +303,12 @@ def test_extreme_parameters_work_or_are_refused(row):
         assert row["family"] in str(error) and "\n" not in str(error)
     else:
         assert len(set(texts)) == len(texts) >= 2 and set(drawn) <= set(texts)
-        assert abs(probs.sum() - 1) < 1e-9 and (probs >= 0).all() and (perfect >= 0).all() and (own >= 0).all()
+        assert (
+            abs(probs.sum() - 1) < 1e-9
+            and (probs >= 0).all()
+            and (perfect >= 0).all()
+            and (own >= 0).all()
+        )
 
 
 def test_batches_mix_families_to_the_last_one():
@@ -269,7 +320,9 @@ def test_batches_mix_families_to_the_last_one():
     for batch in batches:
         for family, count in Counter(families[i] for i in batch).items():
             assert abs(count - share[family] * len(batch) / 1988) <= 2
-    last_rayleigh = max(b for b, batch in enumerate(batches) for i in batch if families[i] == "rayleigh")
+    last_rayleigh = max(
+        b for b, batch in enumerate(batches) for i in batch if families[i] == "rayleigh"
+    )
     assert last_rayleigh > 59
     again = d.mixed_batches(families, 32, np.random.default_rng(0))
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
@@ -314,7 +367,13 @@ def test_decimals_below_0_are_refused():
         d.canonical_outputs(target("gaussian", mu=0, sigma=1) | {"decimals": -1})
 
 
-FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads", "tails"], "probs": [0.5, 0.5]}
+FINE = {
+    "id": "a",
+    "split": "ood",
+    "prompt": "Toss a coin.",
+    "outputs": ["heads", "tails"],
+    "probs": [0.5, 0.5],
+}
 
 
 @pytest.mark.parametrize(
@@ -330,7 +389,10 @@ FINE = {"id": "a", "split": "ood", "prompt": "Toss a coin.", "outputs": ["heads"
         ({"outputs": ["heads", "heads"]}, ":2: outputs must be two or more different texts"),
         ({"outputs": ["heads"], "probs": [1]}, ":2: outputs must be two or more different texts"),
         ({"outputs": [1, 2]}, ":2: outputs must be two or more different texts"),
-        ({"outputs": ["heads", "tails "]}, ":2: outputs must be two or more different texts without outer spaces"),
+        (
+            {"outputs": ["heads", "tails "]},
+            ":2: outputs must be two or more different texts without outer spaces",
+        ),
         ({"prompt": 5}, ":2: id, split, prompt must be texts"),
         ({"id": "a"}, ":2: id 'a' was already at .*:1"),
     ],
@@ -346,7 +408,10 @@ def test_bad_rows_of_one_s_own_are_named(tmp_path, changes, message):
 
 def test_a_limit_keeps_families_mixed(data):
     kept = d.read_prompts([data / "train.jsonl"], limit=48)
-    assert len(kept) == len({row["id"] for row in kept}) == 48 and len({row["family"] for row in kept}) > 15
+    assert (
+        len(kept) == len({row["id"] for row in kept}) == 48
+        and len({row["family"] for row in kept}) > 15
+    )
     assert len(d.read_prompts([data / "ood.jsonl"], limit=99)) == 18
 
 
@@ -358,5 +423,7 @@ def test_files_made_otherwise_are_refused(tmp_path):
     assert "unseen.jsonl is there already, with other prompts" in line
     assert (tmp_path / "train.jsonl").read_bytes() == before
     assert script("distributions.py", "--out", tmp_path / "two", "--decimals", 2).returncode == 0
-    rows = [json.loads(line) for line in (tmp_path / "two" / "train.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "two" / "train.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 1988 and all(row["decimals"] == 2 for row in rows)

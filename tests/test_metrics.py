@@ -81,13 +81,17 @@ def test_normalized_w1_by_hand():
 
 def test_cdf_gap_by_hand():
     # The target's distribution function: 1/4 from 0, 3/4 from 1, 1 from 2.
-    gap = lambda values: metrics.cdf_gap(np.array(values), {"family": "binomial", "params": {"n": 2, "p": 0.5}})
+    gap = lambda values: metrics.cdf_gap(
+        np.array(values), {"family": "binomial", "params": {"n": 2, "p": 0.5}}
+    )
     assert gap([2, 1, 0, 1]) == pytest.approx(0)
     assert gap([1] * 5) == pytest.approx(0.25)  # at 0, where none of the draws lie, and at 1
     assert gap([0, 0, 1, 2]) == pytest.approx(0.25)  # at 0: 1/2 for 1/4
     assert gap([0, 0, 0, 2]) == pytest.approx(0.5)  # at 0: 3/4 for 1/4
     assert gap([4]) == gap([1e99]) == pytest.approx(1)  # at 2; however far the wild draw
-    assert gap([-3, 0, 1, 1]) == pytest.approx(0.25)  # at -3, below the whole support, and at 0 and 1
+    assert gap([-3, 0, 1, 1]) == pytest.approx(
+        0.25
+    )  # at -3, below the whole support, and at 0 and 1
 
 
 @pytest.mark.parametrize("row", [NORMAL, COUNT], ids=["gaussian", "poisson"])
@@ -98,7 +102,9 @@ def test_cdf_gap_is_scipy_s_statistic(row):
         exact = max(abs((values <= k).mean() - distribution(row).cdf(k)) for k in range(-1, 40))
     else:
         exact = stats.kstest(values, distribution(row).cdf).statistic
-    assert metrics.cdf_gap(values, row) == pytest.approx(exact, abs=1e-5 if is_discrete(row) else 1e-4)
+    assert metrics.cdf_gap(values, row) == pytest.approx(
+        exact, abs=1e-5 if is_discrete(row) else 1e-4
+    )
 
 
 @pytest.mark.parametrize("row", make_rows("unseen") + make_rows("ood"), ids=lambda row: row["id"])
@@ -129,7 +135,9 @@ def test_target_row_matches_theory():
     scores = [metrics.score(metrics.target_row(row | base_fields(id=str(i)))) for i in range(40)]
     z = np.linspace(-8, 8, 4001)
     phi = np.array([(1 + math.erf(x / math.sqrt(2))) / 2 for x in z])
-    theory = np.trapezoid(np.sqrt(2 * phi * (1 - phi) / (math.pi * 1000)), z) / math.sqrt(2 / math.pi)
+    theory = np.trapezoid(np.sqrt(2 * phi * (1 - phi) / (math.pi * 1000)), z) / math.sqrt(
+        2 / math.pi
+    )
     assert np.mean([s["normalized_w1"] for s in scores]) == pytest.approx(theory, rel=0.15)
     kolmogorov = math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(1000)
     assert np.mean([s["cdf_gap"] for s in scores]) == pytest.approx(kolmogorov, rel=0.15)
@@ -138,7 +146,10 @@ def test_target_row_matches_theory():
 def test_target_row_passes_and_has_no_excess():
     rows = [r | base_fields() for r in make_rows("unseen") + make_rows("ood")]
     scored = [metrics.score(metrics.target_row(row)) for row in rows]
-    assert all(s["valid_rate"] == 1 and s["excess_kl"] == s["form_kl"] == s["shape_kl"] == 0 for s in scored)
+    assert all(
+        s["valid_rate"] == 1 and s["excess_kl"] == s["form_kl"] == s["shape_kl"] == 0
+        for s in scored
+    )
     assert sum(s["gof_pass_rate"] for s in scored) >= 40  # of 42, at the 1 % level
 
 
@@ -160,7 +171,9 @@ def test_perfect_samplers_of_coarse_and_of_huge_supports_pass(family, params, de
     row = {"family": family, "params": params, "decimals": decimals}
     scores = [metrics.score(metrics.target_row(row | base_fields(id=str(i)))) for i in range(30)]
     assert sum(s["gof_pass_rate"] for s in scores) >= 28
-    assert np.mean([s["normalized_w1"] for s in scores]) < (0.12 if family == "pareto" else 0.07)  # a heavy tail
+    assert np.mean([s["normalized_w1"] for s in scores]) < (
+        0.12 if family == "pareto" else 0.07
+    )  # a heavy tail
     assert np.mean([s["cdf_gap"] for s in scores]) < 0.03
 
 
@@ -178,7 +191,9 @@ def kolmogorov(x: float) -> float:
     return 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, 20))
 
 
-@pytest.mark.parametrize("shift, p, passes", [(0.0480, 0.018, 1), (0.0550, 0.0044, 0), (0.0600, 0.0014, 0)])
+@pytest.mark.parametrize(
+    "shift, p, passes", [(0.0480, 0.018, 1), (0.0550, 0.0044, 0), (0.0600, 0.0014, 0)]
+)
 def test_the_level_of_the_continuous_test_is_one_percent(shift, p, passes):
     """1000 evenly spread values of the uniform distribution on 0..1, all moved by as much as `shift`."""
     row = {"family": "uniform", "params": {"a": 0, "b": 1}}
@@ -206,7 +221,9 @@ def test_the_level_of_the_discrete_test_is_one_percent(heads, p, passes):
 def test_pooling_joins_cells_from_the_left(monkeypatch, seen, wanted, pooled):
     """Until each expects five; what is left over goes to the last."""
     tested, chisquare = [], stats.chisquare
-    monkeypatch.setattr(metrics.stats, "chisquare", lambda *cells: tested.append(cells) or chisquare(*cells))
+    monkeypatch.setattr(
+        metrics.stats, "chisquare", lambda *cells: tested.append(cells) or chisquare(*cells)
+    )
     values = np.repeat(np.arange(len(seen)), seen)
     metrics.chi_square_p(values, np.arange(len(seen)), np.array(wanted) / sum(wanted))
     ((observed, expected),) = tested
@@ -214,24 +231,51 @@ def test_pooling_joins_cells_from_the_left(monkeypatch, seen, wanted, pooled):
 
 
 def base_fields(**changes) -> dict:
-    fields = {"axis": "numbers", "model": "m", "method": "base", "protocol": None, "draws": ["1"] * 1000}
-    fields |= {"logit_kl": 2.0, "logit_kl_form": 0.4, "logit_kl_floor": 0.5, "seconds": 1.0, "tokens": 4000}
+    fields = {
+        "axis": "numbers",
+        "model": "m",
+        "method": "base",
+        "protocol": None,
+        "draws": ["1"] * 1000,
+    }
+    fields |= {
+        "logit_kl": 2.0,
+        "logit_kl_form": 0.4,
+        "logit_kl_floor": 0.5,
+        "seconds": 1.0,
+        "tokens": 4000,
+    }
     return fields | changes
 
 
 def test_a_list_is_scored_by_its_total_variation():
     """A row with outputs of its own, which have no order: 1/2 sum |share - prob| over the valid draws, and no W1."""
-    own = {"id": "a", "split": "own", "prompt": "p", "outputs": ["red", "green", "blue"], "probs": [0.5, 0.25, 0.25]}
+    own = {
+        "id": "a",
+        "split": "own",
+        "prompt": "p",
+        "outputs": ["red", "green", "blue"],
+        "probs": [0.5, 0.25, 0.25],
+    }
     row = own | base_fields(draws=["red"] * 30 + [" green\n"] * 30 + ["Red", "red or so", ""])
     scores = metrics.score(row)
     assert scores["valid_rate"] == 60 / 63 and scores["tv"] == pytest.approx(0.25)
-    assert scores["excess_tv"] == pytest.approx(0.25 - metrics.expected_tv(60, np.array([0.5, 0.25, 0.25])))
-    assert scores["gof_pass_rate"] == 0 and scores.get("normalized_w1") is None and scores["excess_kl"] == 1.5
+    assert scores["excess_tv"] == pytest.approx(
+        0.25 - metrics.expected_tv(60, np.array([0.5, 0.25, 0.25]))
+    )
+    assert (
+        scores["gof_pass_rate"] == 0
+        and scores.get("normalized_w1") is None
+        and scores["excess_kl"] == 1.5
+    )
     nothing = metrics.score(own | base_fields(draws=["pink"]))
     assert [nothing[m] for m in ("valid_rate", "tv", "excess_tv", "gof_pass_rate")] == [0, 1, 1, 0]
     target = values([row], "target")
     assert target["valid_rate"]["value"] == target["gof_pass_rate"]["value"] == 1
-    assert 0 < target["tv"]["value"] < 0.25 and target["normalized_w1"]["n"] == target["cdf_gap"]["n"] == 0
+    assert (
+        0 < target["tv"]["value"] < 0.25
+        and target["normalized_w1"]["n"] == target["cdf_gap"]["n"] == 0
+    )
 
 
 def test_a_perfect_sampler_s_total_variation_is_what_simulation_gives():
@@ -241,7 +285,10 @@ def test_a_perfect_sampler_s_total_variation_is_what_simulation_gives():
         shares = np.random.default_rng(0).multinomial(n, probs, 20_000) / n
         simulated = np.abs(shares - probs).sum(1).mean() / 2
         assert metrics.expected_tv(n, probs) == pytest.approx(simulated, rel=0.02)
-    assert metrics.expected_tv(1, np.array([0.5, 0.5])) == 0.5 and metrics.expected_tv(9, np.array([1.0, 0.0])) == 0
+    assert (
+        metrics.expected_tv(1, np.array([0.5, 0.5])) == 0.5
+        and metrics.expected_tv(9, np.array([1.0, 0.0])) == 0
+    )
 
 
 def values(rows, method="base") -> dict:
@@ -260,7 +307,11 @@ def test_nothing_valid_is_an_infinite_w1():
     (row,) = [r for r in make_rows("unseen") if r["family"] == "gaussian"]
     row |= base_fields(draws=["Sure!"] * 7 + ["3.5 or so"] * 3)
     scores = metrics.score(row)
-    assert scores["valid_rate"] == 0 and scores["normalized_w1"] == math.inf and scores["gof_pass_rate"] == 0
+    assert (
+        scores["valid_rate"] == 0
+        and scores["normalized_w1"] == math.inf
+        and scores["gof_pass_rate"] == 0
+    )
     assert scores["cdf_gap"] == 1 and scores["excess_kl"] == 1.5
     found = values([row])
     assert found["normalized_w1"]["value"] is None and found["normalized_w1"]["n"] == 1
@@ -281,20 +332,31 @@ def test_an_infinite_w1_stays_in_the_median_over_families(silent, headline):
         median = texts[int(np.searchsorted(np.cumsum(probs), 0.5))]
         rows.append(row | base_fields(draws=["I cannot" if i < silent else median] * 20))
     score = values(rows)["normalized_w1"]
-    assert score["n"] == 5 and score["value"] == (None if headline == math.inf else pytest.approx(1))
+    assert score["n"] == 5 and score["value"] == (
+        None if headline == math.inf else pytest.approx(1)
+    )
     assert score["high"] is None and (score["low"] is None) == (silent == 5)
     cell = metrics.table(metrics.aggregate(rows), "numbers")[2].split("|")[4]
     assert cell.strip().startswith("1.000 [" if headline == 1 else "∞ [")
 
 
 def test_one_silent_prompt_makes_its_family_s_mean_infinite():
-    rows = [row | base_fields() for row in make_rows("ood") if row["family"] in ("bernoulli", "poisson")]
+    rows = [
+        row | base_fields() for row in make_rows("ood") if row["family"] in ("bernoulli", "poisson")
+    ]
     rows[0]["draws"] = ["no"] * 20
-    assert values(rows)["normalized_w1"]["value"] is None and values(rows[1:])["normalized_w1"]["value"] > 0
+    assert (
+        values(rows)["normalized_w1"]["value"] is None
+        and values(rows[1:])["normalized_w1"]["value"] > 0
+    )
 
 
 def test_aggregation_is_the_median_over_families_of_the_mean_over_prompts():
-    kl = {"bernoulli": (1, 2, 3), "poisson": (5, 5, 8), "weibull": (9, 9, 9)}  # family means 2, 6, 9
+    kl = {
+        "bernoulli": (1, 2, 3),
+        "poisson": (5, 5, 8),
+        "weibull": (9, 9, 9),
+    }  # family means 2, 6, 9
     rows, seen = [], {}
     for row in make_rows("ood"):
         if row["family"] in kl:
@@ -306,16 +368,28 @@ def test_aggregation_is_the_median_over_families_of_the_mean_over_prompts():
 
 
 def test_the_headline_is_a_median_and_of_rates_a_mean():
-    bad, kl = {"bernoulli": 0, "poisson": 1, "weibull": 8}, {"bernoulli": 4.0, "poisson": 36.0, "weibull": 100.0}
+    bad, kl = (
+        {"bernoulli": 0, "poisson": 1, "weibull": 8},
+        {"bernoulli": 4.0, "poisson": 36.0, "weibull": 100.0},
+    )
     rows = [
-        row | base_fields(draws=["1"] * (10 - bad[family]) + ["no"] * bad[family], logit_kl=kl[family])
+        row
+        | base_fields(draws=["1"] * (10 - bad[family]) + ["no"] * bad[family], logit_kl=kl[family])
         for row in make_rows("ood")
         if (family := row["family"]) in bad
     ]
     found, families = values(rows), {}
     for row in rows:
         families.setdefault(row["family"], []).append(metrics.score(row))
-    for name in ("normalized_w1", "cdf_gap", "logit_kl", "excess_kl", "shape_kl", "valid_rate", "gof_pass_rate"):
+    for name in (
+        "normalized_w1",
+        "cdf_gap",
+        "logit_kl",
+        "excess_kl",
+        "shape_kl",
+        "valid_rate",
+        "gof_pass_rate",
+    ):
         means = [np.mean([scores[name] for scores in own]) for own in families.values()]
         wanted, other = (np.mean(means), np.median(means))[:: 1 if name.endswith("rate") else -1]
         assert found[name]["value"] == pytest.approx(wanted), name
@@ -334,14 +408,21 @@ def test_the_test_of_fit_counts_valid_draws_alone():
 def test_bootstrap_covers_and_needs_two():
     assert metrics.bootstrap(np.array([3.0]), np.mean) == (None, None)
     low, high = metrics.bootstrap(np.arange(100.0), np.mean)
-    assert low == pytest.approx(49.5 - 1.96 * 2.89, abs=0.6) and high == pytest.approx(49.5 + 1.96 * 2.89, abs=0.6)
+    assert low == pytest.approx(49.5 - 1.96 * 2.89, abs=0.6) and high == pytest.approx(
+        49.5 + 1.96 * 2.89, abs=0.6
+    )
 
 
 @pytest.mark.parametrize("numbers, shown", [((0.5, 0.25, 0.75), "0.500 [0.25, 0.75]"), ((0.5, None, None), "0.500"),
     ((0.5, 0.25, None), "0.500 [0.25, ∞]"), ((None, 0.25, None), "∞ [0.25, ∞]"), ((2e7, 0.5, 2e9), "2e+07 [0.50, 2e+09]")])  # fmt: skip
 def test_a_cell_is_a_value_and_its_interval(numbers, shown):
-    row = dict(zip(("value", "low", "high"), numbers, strict=True)) | {"metric": "normalized_w1", "n": 5}
-    assert metrics.cell([row]) == shown and metrics.cell([row | {"n": 0}]) == metrics.cell([]) == "–"
+    row = dict(zip(("value", "low", "high"), numbers, strict=True)) | {
+        "metric": "normalized_w1",
+        "n": 5,
+    }
+    assert (
+        metrics.cell([row]) == shown and metrics.cell([row | {"n": 0}]) == metrics.cell([]) == "–"
+    )
 
 
 def test_two_models_share_a_table():
@@ -353,8 +434,13 @@ def test_two_models_share_a_table():
         for method in ("soft", "base")
     ]
     scores = metrics.aggregate(rows)
-    lines = [[cell.strip() for cell in line.split("|")[1:4]] for line in metrics.table(scores, "numbers")[2:]]
-    assert lines == [[m, "ood", method] for m in ("a/small", "b/large") for method in ("base", "soft", "target")]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in metrics.table(scores, "numbers")[2:]
+    ]
+    assert lines == [
+        [m, "ood", method] for m in ("a/small", "b/large") for method in ("base", "soft", "target")
+    ]
     w1 = {(r["model"], r["method"]): r["value"] for r in scores if r["metric"] == "normalized_w1"}
     assert len(w1) == 6 and w1["a/small", "base"] == w1["a/small", "soft"] != w1["b/large", "base"]
 
@@ -368,28 +454,54 @@ def write(path, rows):
     "changes, message",
     [
         ({}, "f.jsonl:2: base on .* was already at .*f.jsonl:1"),
-        ({"draws": None}, "f.jsonl:2: needs an object with the keys id, model, method, axis, draws"),
+        (
+            {"draws": None},
+            "f.jsonl:2: needs an object with the keys id, model, method, axis, draws",
+        ),
         ({"family": "normal", "id": "x"}, "unknown family 'normal'"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, changes, message):
     row = make_rows("ood")[0] | base_fields(draws=["1"] * 20)
-    other = {key: value for key, value in (row | changes).items() if value is not None or key not in changes}
-    line = complaint(metrics, write(tmp_path / "f.jsonl", [row, other]), "--out", tmp_path / "s.jsonl")
+    other = {
+        key: value
+        for key, value in (row | changes).items()
+        if value is not None or key not in changes
+    }
+    line = complaint(
+        metrics, write(tmp_path / "f.jsonl", [row, other]), "--out", tmp_path / "s.jsonl"
+    )
     assert re.search(message, line) and not (tmp_path / "s.jsonl").exists()
 
 
 @pytest.mark.parametrize("axis", ["numbers", "open"])
 def test_methods_on_different_prompts_are_refused(tmp_path, axis, capsys):
-    rows = make_rows("ood")[:3] if axis == "numbers" else [{"id": f"open-{i}", "prompt": "p"} for i in range(3)]
+    rows = (
+        make_rows("ood")[:3]
+        if axis == "numbers"
+        else [{"id": f"open-{i}", "prompt": "p"} for i in range(3)]
+    )
     rows = [row | base_fields(axis=axis, draws=["1"] * 20) for row in rows]
     base = write(tmp_path / "base.jsonl", rows)
-    changes = ({"id": "another"}, {"prompt": "p."}, {"bins": 16384}, {"decimals": 2}, {"params": {"p": 0.2}})
-    others = [[*rows[:2], rows[2] | change] for change in (changes if axis == "numbers" else changes[:2])]
+    changes = (
+        {"id": "another"},
+        {"prompt": "p."},
+        {"bins": 16384},
+        {"decimals": 2},
+        {"params": {"p": 0.2}},
+    )
+    others = [
+        [*rows[:2], rows[2] | change] for change in (changes if axis == "numbers" else changes[:2])
+    ]
     for soft in (rows[:2], [*rows, rows[0] | {"id": "one more"}], *others):
         other = write(tmp_path / "soft.jsonl", [row | {"method": "soft"} for row in soft])
         line = complaint(metrics, base, other, "--out", tmp_path / "s.jsonl")
-        assert f"m, {axis}" in line and "base" in line and "soft" in line and not (tmp_path / "s.jsonl").exists()
+        assert (
+            f"m, {axis}" in line
+            and "base" in line
+            and "soft" in line
+            and not (tmp_path / "s.jsonl").exists()
+        )
     # Another model, or another axis, may have other prompts.
     other = write(tmp_path / "soft.jsonl", [row | {"model": "another"} for row in rows[:2]])
     call(metrics, base, other, "--out", tmp_path / "s.jsonl")
@@ -421,7 +533,14 @@ def test_open_answers(text, answer):
 
 def open_row(counts, **changes):
     draws = [text for text, n in counts.items() for _ in range(n)]
-    row = {"id": "open-000", "prompt": "p", "axis": "open", "model": "m", "method": "base", "protocol": None}
+    row = {
+        "id": "open-000",
+        "prompt": "p",
+        "axis": "open",
+        "model": "m",
+        "method": "base",
+        "protocol": None,
+    }
     return row | {"draws": draws, "support_90": 2, "tokens": 300} | changes
 
 
@@ -430,7 +549,10 @@ def test_an_enormous_integer_is_one_more_in_the_last_cell():
     (row,) = [r for r in make_rows("ood") if r["id"] == "ood-poisson-001"]
     huge, far = (["4"] * 40 + [text] * 60 for text in ("1" + "0" * 30, "100"))
     scores = [metrics.score(row | base_fields(draws=draws)) for draws in (huge, far)]
-    assert scores[0]["valid_rate"] == 1 and scores[0]["gof_pass_rate"] == scores[1]["gof_pass_rate"] == 0
+    assert (
+        scores[0]["valid_rate"] == 1
+        and scores[0]["gof_pass_rate"] == scores[1]["gof_pass_rate"] == 0
+    )
     assert scores[0]["normalized_w1"] > 1e20 and scores[0]["cdf_gap"] == scores[1]["cdf_gap"]
 
 
@@ -447,9 +569,18 @@ def test_open_headlines_are_median_support_and_mean_rates():
     sizes, draws = (1, 2, 9), ({"a": 4}, {"a": 2, "b": 2}, {"a": 1, "b": 1, "c": 1, "d": 1})
     rows = [open_row(d, support_90=s, id=str(s)) for s, d in zip(sizes, draws, strict=True)]
     out = {r["metric"]: r for r in metrics.aggregate(rows)}
-    assert out["support_90"]["value"] == 2 and (out["support_90"]["low"], out["support_90"]["high"]) == (1, 9)
-    assert out["unique_rate"]["value"] == pytest.approx((0.25 + 0.5 + 1) / 3) and out["unique_rate"]["n"] == 3
-    assert out["top_share"]["value"] == pytest.approx((1 + 0.5 + 0.25) / 3) and out["top_share"]["axis"] == "open"
+    assert out["support_90"]["value"] == 2 and (
+        out["support_90"]["low"],
+        out["support_90"]["high"],
+    ) == (1, 9)
+    assert (
+        out["unique_rate"]["value"] == pytest.approx((0.25 + 0.5 + 1) / 3)
+        and out["unique_rate"]["n"] == 3
+    )
+    assert (
+        out["top_share"]["value"] == pytest.approx((1 + 0.5 + 0.25) / 3)
+        and out["top_share"]["axis"] == "open"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ SSOT's tags
@@ -484,7 +615,12 @@ def test_tagged_answer(text, answer):
 
 
 def test_ssot_scores_only_the_tagged_answers():
-    draws = [BEFORE + "<answer>1</answer>", "so <answer>1</answer>", "1", BEFORE + "<answer>one</answer>"]
+    draws = [
+        BEFORE + "<answer>1</answer>",
+        "so <answer>1</answer>",
+        "1",
+        BEFORE + "<answer>one</answer>",
+    ]
     row = make_rows("ood")[1] | base_fields(draws=draws, protocol="ssot", tokens=400)
     row = {key: value for key, value in row.items() if not key.startswith("logit_kl")}
     scores = metrics.score(row)
@@ -492,15 +628,24 @@ def test_ssot_scores_only_the_tagged_answers():
     assert scores["normalized_w1"] == pytest.approx(1) and "excess_kl" not in scores
     draws = {BEFORE + "<answer>Mars</answer>": 2, "Mars": 1, '<answer>"Mars"</answer>': 1}
     scores = metrics.score(open_row(draws, protocol="ssot", support_90=None))
-    assert (scores["valid_rate"], scores["answer_rate"]) == (0.75, 0.75) and scores["unique_rate"] == 0.25
+    assert (scores["valid_rate"], scores["answer_rate"]) == (0.75, 0.75) and scores[
+        "unique_rate"
+    ] == 0.25
 
 
 def test_a_smaller_n_gets_a_target_row_of_its_own():
     row = make_rows("ood")[3] | base_fields()
     ssot = row | {"method": "ssot", "draws": ["<answer>4</answer>"] * 50, "protocol": "ssot"}
     ssot = {key: value for key, value in ssot.items() if not key.startswith("logit_kl")}
-    w1 = {r["method"]: r["value"] for r in metrics.aggregate([row, ssot]) if r["metric"] == "normalized_w1"}
-    assert set(w1) == {"base", "ssot", "target", "target, n=50"} and 0 < w1["target"] < w1["target, n=50"] < 1
+    w1 = {
+        r["method"]: r["value"]
+        for r in metrics.aggregate([row, ssot])
+        if r["metric"] == "normalized_w1"
+    }
+    assert (
+        set(w1) == {"base", "ssot", "target", "target, n=50"}
+        and 0 < w1["target"] < w1["target, n=50"] < 1
+    )
     assert "ssot" in "\n".join(metrics.table(metrics.aggregate([row, ssot]), "numbers"))
 
 
@@ -535,8 +680,12 @@ def test_stated_probabilities(text, found):
 def test_a_batch_is_twenty_answers_and_its_cost_is_shared():
     """What a reply lacks is not valid, and what it has beyond twenty does not count."""
     draws = ["\n".join(["1"] * 15), "\n".join(["2"] * 30), "Sure!"]
-    scores = metrics.score(make_rows("ood")[3] | base_fields(draws=draws, protocol="batch", tokens=600))
-    assert (scores["valid_rate"], scores["tokens"]) == (35 / 60, 10) and scores["answer_rate"] == 36 / 60
+    scores = metrics.score(
+        make_rows("ood")[3] | base_fields(draws=draws, protocol="batch", tokens=600)
+    )
+    assert (scores["valid_rate"], scores["tokens"]) == (35 / 60, 10) and scores[
+        "answer_rate"
+    ] == 36 / 60
     row = make_rows("ood")[3] | base_fields(draws=draws, protocol="batch")
     assert len(metrics.target_row(row)["draws"]) == 60
 
@@ -563,11 +712,20 @@ def test_seeds_are_one_line_with_mean_and_deviation():
     rows = [
         row | base_fields(method=method, logit_kl=kl)
         for row in make_rows("ood")[3:9]
-        for method, kl in (("base", 3.0), ("soft", 1.0), ("soft-s1", 1.1), ("soft-s2", 1.3), ("soft-slow", 2.0))
+        for method, kl in (
+            ("base", 3.0),
+            ("soft", 1.0),
+            ("soft-s1", 1.1),
+            ("soft-s2", 1.3),
+            ("soft-slow", 2.0),
+        )
     ]
     scores = metrics.aggregate(rows)
     assert {"soft", "soft-s1", "soft-s2"} <= {row["method"] for row in scores}
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in metrics.table(scores, "numbers")]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in metrics.table(scores, "numbers")
+    ]
     column = lines[0].index("excess KL")
     assert [line[2] for line in lines[2:]] == ["base", "soft", "soft-slow", "target"]
     assert [line[column] for line in lines[2:5]] == [
@@ -576,7 +734,10 @@ def test_seeds_are_one_line_with_mean_and_deviation():
         "1.500 [1.50, 1.50]",
     ]
     infinite = [row | {"value": None} if row["method"] == "soft-s1" else row for row in scores]
-    assert any(line.split("|")[3].strip() == "soft" and "∞ [" in line for line in metrics.table(infinite, "numbers"))
+    assert any(
+        line.split("|")[3].strip() == "soft" and "∞ [" in line
+        for line in metrics.table(infinite, "numbers")
+    )
 
 
 # ------------------------------------------------------------------------------------------- generated questions
@@ -641,7 +802,10 @@ def test_total_variation_by_hand():
     assert metrics.total_variation(np.array([0, 1, 2, 3])) == 0
     assert metrics.total_variation(np.array([2, 2, 2, 2])) == 0.75
     assert metrics.total_variation(np.array([0, 0, 1, 1])) == 0.5
-    assert metrics.total_variation(np.array([[0, 1, 2, 2], [0, 0, 0, 1]]), axis=1).tolist() == [0.25, 0.5]
+    assert metrics.total_variation(np.array([[0, 1, 2, 2], [0, 0, 0, 1]]), axis=1).tolist() == [
+        0.25,
+        0.5,
+    ]
 
 
 def test_the_total_variation_of_uniform_places_is_what_simulation_gives():
@@ -664,14 +828,21 @@ def at(letter):
 def test_mcq_scores_count_the_invalid_and_say_nothing_of_nothing():
     found = values([mcq_row([at("C")] * 60 + [at("A")] * 20 + ["I cannot"] * 20)])
     assert found["valid_rate"]["value"] == 0.8 and found["valid_rate"]["n"] == 100
-    assert found["tv"]["value"] == 0.5 and found["tv"]["n"] == 80 and found["share_c"]["value"] == 0.75
-    assert found["p_value"]["value"] == pytest.approx(float(stats.chi2.sf((0 + 400 + 400 + 1600) / 20, 3)))
+    assert (
+        found["tv"]["value"] == 0.5 and found["tv"]["n"] == 80 and found["share_c"]["value"] == 0.75
+    )
+    assert found["p_value"]["value"] == pytest.approx(
+        float(stats.chi2.sf((0 + 400 + 400 + 1600) / 20, 3))
+    )
     assert found["tv"]["low"] <= 0.5 <= found["tv"]["high"] and found["p_value"]["low"] is None
     assert found["tokens"]["value"] == 10
     assert found["tv_uniform"]["value"] == metrics.tv_of_uniform(np.zeros(80))
     nothing = values([mcq_row(["no", "nothing"])])
     assert nothing["valid_rate"]["value"] == 0
-    assert all(nothing[m]["value"] is None and nothing[m]["n"] == 0 for m in ("tv", "tv_uniform", "p_value", "share_a"))
+    assert all(
+        nothing[m]["value"] is None and nothing[m]["n"] == 0
+        for m in ("tv", "tv_uniform", "p_value", "share_a")
+    )
     page = "\n".join(metrics.table(list(nothing.values()), "mcq"))
     assert "0.000" in page and "TV" not in page  # a column without a value is not shown
 
@@ -683,7 +854,9 @@ def test_a_total_variation_needs_thirty_valid_questions(valid):
     few = valid < 30
     assert found["valid_rate"]["value"] == valid / (valid + 10) and found["share_c"]["value"] == 1
     for metric in ("tv", "tv_uniform", "p_value"):
-        assert (found[metric]["value"] is None) == few and found[metric]["n"] == (0 if few else valid)
+        assert (found[metric]["value"] is None) == few and found[metric]["n"] == (
+            0 if few else valid
+        )
     line = metrics.table(list(found.values()), "mcq")
     assert ("TV" in line[0]) == (not few) == ("0.750" in line[2])
 
@@ -692,6 +865,9 @@ def test_one_table_per_axis():
     rows = [make_rows("ood")[0] | base_fields(), open_row({"Mars": 3}), mcq_row([GOOD] * 30)]
     page = "\n".join(metrics.tables(metrics.aggregate(rows)))
     assert [page.count(f"**{axis}**") for axis in ("numbers", "open", "mcq")] == [1, 1, 1]
-    assert all(heading in page for heading in ("norm. W1", "CDF gap", "of it form", "support 90 %", "TV of uniform"))
+    assert all(
+        heading in page
+        for heading in ("norm. W1", "CDF gap", "of it form", "support 90 %", "TV of uniform")
+    )
     assert "answered" not in page  # no SSOT rows, no column of theirs
     assert "**mcq**" not in "\n".join(metrics.tables(metrics.aggregate(rows[:2])))

@@ -57,8 +57,22 @@ def launch(folder: Path, machines: int) -> None:
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", str(machines), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    command += [
+        "--num_machines",
+        str(machines),
+        "--main_process_ip",
+        "127.0.0.1",
+        "--main_process_port",
+        str(port),
+    ]
     ranks = [["--machine_rank", str(rank), "driver.py"] for rank in range(machines)]
     deadline = time.monotonic() + 600
     with open(folder / "output", "w+") as output:
@@ -84,7 +98,9 @@ def one(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     write_text(folder / "prompts.jsonl", to_jsonl(read_rows([data / "ood.jsonl"])[:5]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0}))
+        patch.setattr(
+            trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0})
+        )
         for module in (train_soft, train_hard):
             call(module, *TRAINING, "--data", data / "train.jsonl", "--out", folder / module.METHOD)
     call(sample, *DRAWING, "--prompts", folder / "prompts.jsonl", "--out", folder / "numbers.jsonl")
@@ -105,7 +121,9 @@ def two(request, one, data, tmp_path_factory) -> Path:
         ("train_hard.py", *TRAINING, "--data", data / "train.jsonl", "--out", "hard"),
         ("sample.py", *DRAWING, "--prompts", one / "prompts.jsonl", "--out", "numbers.jsonl"),
     ]
-    (folder / "commands").write_text("".join(" ".join(map(str, command)) + "\n" for command in commands))
+    (folder / "commands").write_text(
+        "".join(" ".join(map(str, command)) + "\n" for command in commands)
+    )
     (folder / "driver.py").write_text(DRIVER)
     launch(folder, request.param)
     return folder
@@ -113,17 +131,23 @@ def two(request, one, data, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("method", ["soft", "hard"])
 def test_two_processes_train_as_one(method, two, one):
-    ours, theirs = (load_file(folder / method / "adapter_model.safetensors") for folder in (two, one))
+    ours, theirs = (
+        load_file(folder / method / "adapter_model.safetensors") for folder in (two, one)
+    )
     assert any(value.abs().max() > 1e-5 for key, value in ours.items() if "lora_B" in key)
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-5, rtol=0) for key in theirs)
     logs = [read_rows([folder / method / "log.jsonl"]) for folder in (two, one)]
     assert len(logs[0]) == len(logs[1]) == STEPS
     assert [row["tokens"] for row in logs[0]] == [row["tokens"] for row in logs[1]]
-    assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
+    assert [row["loss"] for row in logs[0]] == pytest.approx(
+        [row["loss"] for row in logs[1]], rel=1e-5
+    )
 
 
 def test_two_processes_draw_the_rows_of_one(two, one):
-    ours, theirs = ([r | {"seconds": 0} for r in read_rows([folder / "numbers.jsonl"])] for folder in (two, one))
+    ours, theirs = (
+        [r | {"seconds": 0} for r in read_rows([folder / "numbers.jsonl"])] for folder in (two, one)
+    )
     for row in ours:
         row |= {key: pytest.approx(row[key], rel=1e-6) for key in row if key.startswith("logit_kl")}
     assert theirs == ours and not list(two.glob("*.partial*"))

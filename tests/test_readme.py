@@ -23,7 +23,9 @@ FILES = ("distributions.py", "trie.py", "train_soft.py", "train_hard.py", "sampl
 RESULTS = [ROOT / "tests" / "results" / name for name in ("tiny", "smollm2")]
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if not block.startswith((">>>", "from peft"))])
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if not block.startswith((">>>", "from peft"))]
+)
 def test_quoted_code_is_the_code(block):
     assert any(block in (ROOT / name).read_text() for name in FILES)
 
@@ -41,7 +43,9 @@ def test_links_and_targets_exist():
     links = re.findall(r"\]\(([^)h][^)]*)\)", README)
     assert len(links) >= 3 and all((ROOT / link).exists() for link in links)
     targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    asked = set(re.findall(r"^make ([a-z0-9]+)", README, re.MULTILINE)) | set(re.findall(r"`make ([a-z0-9]+)", README))
+    asked = set(re.findall(r"^make ([a-z0-9]+)", README, re.MULTILINE)) | set(
+        re.findall(r"`make ([a-z0-9]+)", README)
+    )
     assert len(asked) > 5 and asked <= targets
     scripts = re.findall(r"python ((?:tests/)?(?:[a-z]+/)?[a-z_]+\.py)", README)
     assert len(scripts) >= 2 and all((ROOT / name).exists() for name in scripts)
@@ -67,7 +71,10 @@ def test_the_costs_of_a_fork_show_its_own_options(tmp_path):
     record["args"] |= {"loss": "reverse", "limit": None}
     (mine / "run.json").write_text(json.dumps(record))
     (line,) = readme.costs([tmp_path])
-    assert line.startswith("- tiny, mine: 189 steps in ") and "seed 0, loss reverse) on 1 of 2 cores" in line
+    assert (
+        line.startswith("- tiny, mine: 189 steps in ")
+        and "seed 0, loss reverse) on 1 of 2 cores" in line
+    )
 
 
 def test_the_exercises_table_is_what_was_measured():
@@ -78,6 +85,9 @@ def test_the_exercises_table_is_what_was_measured():
 
 def test_the_sizes_that_were_promised():
     """Six files of at most 350 lines and 1700 in all, a page of at most 300, a Makefile of at most 110."""
-    lines = {name: len((ROOT / name).read_text().splitlines()) for name in (*FILES, "README.md", "Makefile")}
+    lines = {
+        name: len((ROOT / name).read_text().splitlines())
+        for name in (*FILES, "README.md", "Makefile")
+    }
     assert max(lines[name] for name in FILES) <= 350 and sum(lines[name] for name in FILES) <= 1700
     assert lines["README.md"] <= 300 and lines["Makefile"] <= 110

@@ -40,12 +40,16 @@ def by_hand(model, ids, window, stride) -> list[float]:
 def test_each_token_sees_the_window_that_first_reads_it(model, length):
     """With windows of 8 and stride 4, token 8 is the first of the second window's new tokens: it sees 4 to 7."""
     ids = torch.randint(3, 259, (length,), generator=torch.Generator().manual_seed(0)).tolist()
-    assert retention.token_nll(model, ids, 8, 4) == pytest.approx(by_hand(model, ids, 8, 4), rel=1e-4, abs=1e-5)
+    assert retention.token_nll(model, ids, 8, 4) == pytest.approx(
+        by_hand(model, ids, 8, 4), rel=1e-4, abs=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
 def long_text() -> str:
-    text = "".join(f"{i} green bottles, and the heart pumps blood through the body.\n" for i in range(190))
+    text = "".join(
+        f"{i} green bottles, and the heart pumps blood through the body.\n" for i in range(190)
+    )
     assert len(text.encode()) > 2 * 2048
     return text
 
@@ -63,14 +67,22 @@ def test_perplexity_of_a_long_text(model, tokenizer, long_text):
     assert done == len(ids) and 4096 < len(ids) < 5120
     nats = retention.token_nll(model, ids.tolist())
     assert len(nats) == len(ids) - 1 and math.fsum(nats) == pytest.approx(total, rel=1e-5)
-    assert math.fsum(retention.token_nll(model, ids.tolist(), 1024, 512)) != pytest.approx(total, rel=1e-4)
-    (row,) = retention.perplexity(model, tokenizer, "long", [long_text, "", "x"])  # one token: nothing to score
-    assert row["n"] == len(ids) - 1 and row["value"] == pytest.approx(math.exp(total / row["n"]), rel=1e-4)
+    assert math.fsum(retention.token_nll(model, ids.tolist(), 1024, 512)) != pytest.approx(
+        total, rel=1e-4
+    )
+    (row,) = retention.perplexity(
+        model, tokenizer, "long", [long_text, "", "x"]
+    )  # one token: nothing to score
+    assert row["n"] == len(ids) - 1 and row["value"] == pytest.approx(
+        math.exp(total / row["n"]), rel=1e-4
+    )
 
 
 def test_the_window_is_not_longer_than_the_models(model, tokenizer, long_text, monkeypatch):
     asked = []
-    monkeypatch.setattr(retention, "token_nll", lambda model, ids, *sizes: asked.append(sizes) or [1.0])
+    monkeypatch.setattr(
+        retention, "token_nll", lambda model, ids, *sizes: asked.append(sizes) or [1.0]
+    )
     retention.perplexity(model, tokenizer, "long", ["x"])
     monkeypatch.setattr(model.config, "max_position_embeddings", 512)
     retention.perplexity(model, tokenizer, "long", ["x"])
@@ -80,7 +92,9 @@ def test_the_window_is_not_longer_than_the_models(model, tokenizer, long_text, m
 def test_a_text_is_read_without_bos(model, monkeypatch):
     """Also by a tokenizer that puts one in front by itself."""
     tokenizer, seen = build("llama"), []
-    monkeypatch.setattr(retention, "token_nll", lambda model, ids, *sizes: seen.append(ids) or [1.0])
+    monkeypatch.setattr(
+        retention, "token_nll", lambda model, ids, *sizes: seen.append(ids) or [1.0]
+    )
     retention.perplexity(model, tokenizer, "x", ["Gaussian 1"])
     bos = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
     assert tokenizer("Gaussian 1")["input_ids"] == [bos, *seen[0]]
@@ -88,7 +102,9 @@ def test_a_text_is_read_without_bos(model, monkeypatch):
 
 def test_the_harness_thinks_not_and_knows_no_date(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(retention.subprocess, "run", lambda command, **options: asked.append(command))
+    monkeypatch.setattr(
+        retention.subprocess, "run", lambda command, **options: asked.append(command)
+    )
     with pytest.raises(InputError, match="lm_eval failed"):
         retention.harness(TINY, None, "tinyMMLU", "8", False, tmp_path)
     options = json.loads(asked[0][asked[0].index("--model_args") + 1])
@@ -103,17 +119,31 @@ def test_texts_of_base_and_adapters(adapters, loaded, long_text, tmp_path, capsy
     texts, out = ("--texts", tmp_path / "long.txt", tmp_path / "two"), ("--out", tmp_path / "out")
     both = ("--adapter", adapters["soft"], "--adapter", adapters["hard"])
     call(retention, "--model", TINY, *both, *texts, *out)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.split("\n")]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.split("\n")
+    ]
     assert lines[0] == ["task", "score", "n", "base", "soft", "hard", "soft - base", "hard - base"]
-    rows = {(row["task"], row["method"]): row for row in read_rows([tmp_path / "out" / "scores.jsonl"])}
+    rows = {
+        (row["task"], row["method"]): row for row in read_rows([tmp_path / "out" / "scores.jsonl"])
+    }
     assert len(rows) == 6 and rows["two", "soft"]["metric"] == "token perplexity"
     (alone,) = retention.perplexity(*trie.load(TINY, adapters["hard"])[:2], "long.txt", [long_text])
     assert rows["long.txt", "hard"]["value"] == alone["value"]
-    assert rows["two", "base"]["value"] == retention.perplexity(*loaded[:2], "two", ["Paris is in France."])[0]["value"]
+    assert (
+        rows["two", "base"]["value"]
+        == retention.perplexity(*loaded[:2], "two", ["Paris is in France."])[0]["value"]
+    )
     values = [rows["two", method]["value"] for method in ("base", "soft", "hard")]
     shown = [f"{x:.3f}" for x in values] + [f"{x - values[0]:+.3f}" for x in values[1:]]
     assert (
-        lines[3] == ["two", "token perplexity", str(len(loaded[1]("Paris is in France.")["input_ids"]) - 1), *shown]
+        lines[3]
+        == [
+            "two",
+            "token perplexity",
+            str(len(loaded[1]("Paris is in France.")["input_ids"]) - 1),
+            *shown,
+        ]
         and len(set(shown)) == 5
     )
 
@@ -121,31 +151,63 @@ def test_texts_of_base_and_adapters(adapters, loaded, long_text, tmp_path, capsy
     stamp = lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*/*.json")}
     before = stamp()
     line = complaint(retention, "--model", TINY, *texts, tmp_path / "empty", *out)
-    assert "did not run: empty (fewer than two tokens)" in line and stamp() == before and len(before) == 6
+    assert (
+        "did not run: empty (fewer than two tokens)" in line
+        and stamp() == before
+        and len(before) == 6
+    )
     (tmp_path / "two").write_text("Paris is in Texas.")
     line = complaint(retention, "--model", TINY, *texts, *out)
     assert f"{tmp_path / 'out' / 'base' / 'two.json'} was made with another text; remove it" in line
     changed = shutil.copytree(adapters["soft"], tmp_path / "hard")
     line = complaint(retention, "--model", TINY, "--adapter", changed, *texts[:2], *out)
-    assert "hard/long.txt.json was made with another adapter; remove it" in line and stamp() == before
+    assert (
+        "hard/long.txt.json was made with another adapter; remove it" in line and stamp() == before
+    )
     other = shutil.copytree(TINY, tmp_path / "model")
     weights = load_file(other / "model.safetensors")
-    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor * 1.01 for name, tensor in weights.items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
     assert "was made with another model" in complaint(retention, "--model", other, *texts[:2], *out)
-    assert "have the same name" in complaint(retention, "--model", TINY, *texts, tmp_path / "two", *out)
-    assert "called base" in complaint(retention, "--model", TINY, "--adapter", tmp_path / "base", *texts[:2], *out)
+    assert "have the same name" in complaint(
+        retention, "--model", TINY, *texts, tmp_path / "two", *out
+    )
+    assert "called base" in complaint(
+        retention, "--model", TINY, "--adapter", tmp_path / "base", *texts[:2], *out
+    )
 
 
 # -------------------------------------------------------------------------------------------------- the harness
 
-WORDS = ("planet", "metal", "color", "fish", "bird", "tree", "season", "sport", "dance", "river", "herb", "nut")
-needs_harness = pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="needs requirements-extras.txt")
+WORDS = (
+    "planet",
+    "metal",
+    "color",
+    "fish",
+    "bird",
+    "tree",
+    "season",
+    "sport",
+    "dance",
+    "river",
+    "herb",
+    "nut",
+)
+needs_harness = pytest.mark.skipif(
+    not importlib.util.find_spec("lm_eval"), reason="needs requirements-extras.txt"
+)
 
 
 def data_set(folder: Path, name: str, config: str, **splits: list[dict]) -> None:
     """A folder of a data set's name, which the package datasets reads as it would read the hub's."""
     files = "".join(f"  - split: {split}\n    path: {config}-{split}.jsonl\n" for split in splits)
-    write_text(folder / name / "README.md", f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
+    write_text(
+        folder / name / "README.md",
+        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n",
+    )
     for split, rows in splits.items():
         write_text(folder / name / f"{config}-{split}.jsonl", to_jsonl(rows))
 
@@ -155,15 +217,22 @@ def scratch(tmp_path, monkeypatch) -> Path:
     """DIR/scratch, where the harness works, with small data sets in it; the test is somewhere else."""
     folder = tmp_path / "out" / "scratch"
     quiz = [
-        {"input_formatted": f"Which is a {word}?\nA. Mars\nB. iron\nC. red\nD. eel\nAnswer:", "answer": 2 - i % 2}
+        {
+            "input_formatted": f"Which is a {word}?\nA. Mars\nB. iron\nC. red\nD. eel\nAnswer:",
+            "answer": 2 - i % 2,
+        }
         for i, word in enumerate(WORDS)
     ]
-    sums = [{"question": f"What is {i} plus 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(6)]
+    sums = [
+        {"question": f"What is {i} plus 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(6)
+    ]
     data_set(folder, "tinyBenchmarks/tinyMMLU", "all", test=quiz, dev=quiz[:1])
     data_set(folder, "tinyBenchmarks/tinyGSM8k", "main", test=sums[:2], train=sums)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # or it would find another test's sets, by name
+    monkeypatch.setenv(
+        "HF_DATASETS_CACHE", str(tmp_path / "cache")
+    )  # or it would find another test's sets, by name
     real = importlib.util.find_spec
     found = lambda name: None if name == "tinyBenchmarks" else real(name)
     monkeypatch.setattr(importlib.util, "find_spec", found)
@@ -180,7 +249,11 @@ def share_right(model, tokenizer, scratch, chat: bool) -> float:
         for letter in "ABCD":
             answer = trie.encode_one(tokenizer, letter if chat else f" {letter}")
             with torch.inference_mode():
-                log_p = model(input_ids=torch.tensor([ids + answer])).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+                log_p = (
+                    model(input_ids=torch.tensor([ids + answer]))
+                    .logits[0, -len(answer) - 1 : -1]
+                    .log_softmax(-1)
+                )
             scores.append(log_p[range(len(answer)), answer].sum().item())
         right.append(max(range(4), key=scores.__getitem__) == row["answer"])
     return sum(right) / len(right)
@@ -190,9 +263,22 @@ def share_right(model, tokenizer, scratch, chat: bool) -> float:
 def test_plain_accuracy_with_the_chat_template(scratch, adapters, loaded, capsys):
     """One call of `lm_eval run` for each of base and adapter, on tinyMMLU's own task."""
     out = scratch.parent
-    call(retention, "--model", TINY, "--adapter", adapters["hard"], "--tasks", "tinyMMLU", "--out", out)
+    call(
+        retention,
+        "--model",
+        TINY,
+        "--adapter",
+        adapters["hard"],
+        "--tasks",
+        "tinyMMLU",
+        "--out",
+        out,
+    )
     said = capsys.readouterr().out
-    assert "pip install git+https://github.com/felipemaiapolo/tinyBenchmarks" in said and "hard - base" in said
+    assert (
+        "pip install git+https://github.com/felipemaiapolo/tinyBenchmarks" in said
+        and "hard - base" in said
+    )
     model, tokenizer, _ = loaded
     tuned = trie.load(TINY, adapters["hard"])[0]
     rows = {row["method"]: row for row in read_rows([out / "scores.jsonl"])}
@@ -256,16 +342,23 @@ def test_the_plain_tasks_are_the_harnesss_but_for_the_mean(scratch):
     tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
     gp_irt = set()
     for file in scratch.glob("tasks/*.yaml"):
-        mine, theirs = (load_yaml(f, resolve_func=False) for f in (file, tasks / "tinyBenchmarks" / file.name))
+        mine, theirs = (
+            load_yaml(f, resolve_func=False) for f in (file, tasks / "tinyBenchmarks" / file.name)
+        )
         for own, other in zip(mine["metric_list"], theirs["metric_list"], strict=True):
             if "agg_gpirt" in other["aggregation"]:
                 gp_irt.add(mine["task"])
                 other["aggregation"] = "mean"
             assert own["aggregation"] == "mean"
-        assert mine == json.loads(json.dumps(theirs).replace(str(tasks / "tinyBenchmarks"), str(scratch / "tasks")))
+        assert mine == json.loads(
+            json.dumps(theirs).replace(str(tasks / "tinyBenchmarks"), str(scratch / "tasks"))
+        )
     group = load_yaml(tasks / "tinyBenchmarks" / "tinyBenchmarks.yaml")["task"]
     assert {*retention.FIVE, "tinyArc"} == {task["task"] for task in group} == gp_irt
-    slices = {load_yaml(file, resolve_func=False)["dataset_name"] for file in tasks.glob("paloma/paloma_*.yaml")}
+    slices = {
+        load_yaml(file, resolve_func=False)["dataset_name"]
+        for file in tasks.glob("paloma/paloma_*.yaml")
+    }
     assert set(retention.PALOMA) < slices and (tasks / "ifeval" / "ifeval.yaml").exists()
 
 
@@ -274,15 +367,24 @@ def test_paloma_is_read_document_by_document(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = ["The heart pumps blood.", "", "Name a random planet.", "P"]
-    data_set(tmp_path, "allenai/paloma", "ptb", test=[{"text": text} for text in texts], val=[{"text": "no"}])
+    data_set(
+        tmp_path,
+        "allenai/paloma",
+        "ptb",
+        test=[{"text": text} for text in texts],
+        val=[{"text": "no"}],
+    )
     flags = ("--model", TINY, "--out", tmp_path / "out", "--tasks")
     call(retention, *flags, "paloma_ptb")
     (row,) = read_rows([tmp_path / "out" / "scores.jsonl"])
     assert (
-        row["n"] == sum(max(len(loaded[1](text)["input_ids"]) - 1, 0) for text in texts) and row["task"] == "paloma_ptb"
+        row["n"] == sum(max(len(loaded[1](text)["input_ids"]) - 1, 0) for text in texts)
+        and row["task"] == "paloma_ptb"
     )
     assert row["value"] == retention.perplexity(*loaded[:2], "ptb", texts)[0]["value"]
-    assert "did not run: paloma_c4_en (" in complaint(retention, *flags, "paloma_ptb", "paloma_c4_en")
+    assert "did not run: paloma_c4_en (" in complaint(
+        retention, *flags, "paloma_ptb", "paloma_c4_en"
+    )
 
 
 def test_without_the_harness_one_line_says_so(tmp_path, monkeypatch):
@@ -296,9 +398,15 @@ def test_mean_of_six_and_differences():
 
     def rows(method, kind, values, flexible):
         source = {"model": "a/b", "method": method, "axis": "retention", "stderr": None, "n": 100}
-        out = [source | {"task": t, "metric": kind, "value": v} for t, v in zip(retention.FIVE, values, strict=True)]
+        out = [
+            source | {"task": t, "metric": kind, "value": v}
+            for t, v in zip(retention.FIVE, values, strict=True)
+        ]
         out[-1]["metric"] += ", strict-match"
-        return [*out, out[-1] | {"metric": f"{kind}, flexible-extract", "value": flexible, "stderr": 0.03}]
+        return [
+            *out,
+            out[-1] | {"metric": f"{kind}, flexible-extract", "value": flexible, "stderr": 0.03},
+        ]
 
     base = rows("base", "gp-IRT", (0.5, 0.25, 0.5, 0.75, 0.5), 0.5)
     soft = rows("soft", "gp-IRT", (0.5, 0.0, 0.5, 0.75, 0.25), 0.25)
@@ -317,7 +425,14 @@ def test_mean_of_six_and_differences():
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0] == ["task", "score", "n", "base", "soft", "soft - base"]
     assert cells[3] == ["tinyHellaswag", "gp-IRT", "100", "0.250", "0.000", "-0.250"]
-    assert cells[7] == ["tinyGSM8k", "gp-IRT, flexible-extract", "100", "0.500 ± 0.030", "0.250 ± 0.030", "-0.250"]
+    assert cells[7] == [
+        "tinyGSM8k",
+        "gp-IRT, flexible-extract",
+        "100",
+        "0.500 ± 0.030",
+        "0.250 ± 0.030",
+        "-0.250",
+    ]
     assert cells[8] == ["mean of six", "gp-IRT", "600", "0.500", "0.375", "-0.125"]
     assert cells[9] == ["tinyArc", "gp-IRT", "100", "0.000", "–", "–"]
 
@@ -342,13 +457,23 @@ def test_vllm_can_take_the_adapter(adapters):
     """What `vllm serve --enable-lora --max-lora-rank 16` asks of a folder, as far as it can be seen without a GPU."""
     for folder in adapters.values():
         config = json.loads((folder / "adapter_config.json").read_text())
-        assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM" and config["r"] == 16
+        assert (
+            config["peft_type"] == "LORA"
+            and config["task_type"] == "CAUSAL_LM"
+            and config["r"] == 16
+        )
         assert config["bias"] == "none" and not config["use_dora"] and not config["modules_to_save"]
-        assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["layers_to_transform"]
+        assert (
+            not config["rank_pattern"]
+            and not config["alpha_pattern"]
+            and not config["layers_to_transform"]
+        )
         assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
         weights = load_file(folder / "adapter_model.safetensors")
         sizes = json.loads((Path(TINY) / "config.json").read_text())
-        heads, groups = (sizes[key] * sizes["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
+        heads, groups = (
+            sizes[key] * sizes["head_dim"] for key in ("num_attention_heads", "num_key_value_heads")
+        )
         widths = {"q": (sizes["hidden_size"], heads), "k": (sizes["hidden_size"], groups)}
         widths |= {"v": widths["k"], "o": (heads, sizes["hidden_size"])}
         expected = {}

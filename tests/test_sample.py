@@ -15,7 +15,15 @@ from transformers import AutoModelForCausalLM
 
 import sample
 import trie
-from distributions import InputError, canonical_outputs, make_rows, prompt_rng, read_rows, to_jsonl, write_text
+from distributions import (
+    InputError,
+    canonical_outputs,
+    make_rows,
+    prompt_rng,
+    read_rows,
+    to_jsonl,
+    write_text,
+)
 
 GAUSSIAN, POISSON, BROAD = (
     [r for s in ("unseen", "ood") for r in make_rows(s) if r["id"] == i][0]
@@ -67,7 +75,9 @@ def plain_draws(model, ids, ends, numbers) -> list[list[int]]:
 def batches(model, work) -> list[int]:
     """How many rows go into each forward pass while work() runs."""
     rows = []
-    hook = model.register_forward_pre_hook(lambda m, args, kw: rows.append(len(kw["input_ids"])), with_kwargs=True)
+    hook = model.register_forward_pre_hook(
+        lambda m, args, kw: rows.append(len(kw["input_ids"])), with_kwargs=True
+    )
     work()
     hook.remove()
     return rows
@@ -82,7 +92,9 @@ def test_the_walk_draws_what_plain_sampling_draws(model, asked, end, which):
     numbers = uniform(48, 30, seed=which)
     paths = trie.walk(model, [asked[which]], [end], numbers)
     assert paths == plain_draws(model, asked[which], [end], numbers)
-    assert len(set(map(tuple, paths))) > 3 and all(path[-1] == end or len(path) == 30 for path in paths)
+    assert len(set(map(tuple, paths))) > 3 and all(
+        path[-1] == end or len(path) == 30 for path in paths
+    )
 
 
 def test_the_walk_is_the_same_for_any_budget_and_in_any_company(model, asked, end):
@@ -90,7 +102,9 @@ def test_the_walk_is_the_same_for_any_budget_and_in_any_company(model, asked, en
     together = trie.walk(model, asked, [end], numbers)
     for rows in (1, 7, 40, 64, 120):
         assert trie.walk(model, asked, [end], numbers, rows) == together
-    alone = [trie.walk(model, [ids], [end], numbers[i * 40 : i * 40 + 40]) for i, ids in enumerate(asked)]
+    alone = [
+        trie.walk(model, [ids], [end], numbers[i * 40 : i * 40 + 40]) for i, ids in enumerate(asked)
+    ]
     assert sum(alone, []) == together
     ended = [path[-1] == end for path in together]
     assert any(ended) and not all(ended)
@@ -102,7 +116,9 @@ def test_each_distinct_prefix_is_one_row_and_never_more_than_the_budget(model, a
     numbers = uniform(3 * 60, 8)
     prefill, *steps = batches(model, lambda: trie.walk(model, asked, [end], numbers))[-8:]
     paths = trie.walk(model, asked, [end], numbers)
-    for t, rows in enumerate(steps, 1):  # what was read at step t: the prefixes of t tokens that went on
+    for t, rows in enumerate(
+        steps, 1
+    ):  # what was read at step t: the prefixes of t tokens that went on
         distinct = len({(i // 60, *path[:t]) for i, path in enumerate(paths) if len(path) > t})
         assert distinct <= rows <= distinct / 0.75
     assert max(steps) < 180 and prefill == 3
@@ -114,7 +130,9 @@ def test_the_walk_stops_at_every_end_and_at_nothing_else(model, tokenizer, asked
     paths = trie.walk(model, asked, [end], numbers)
     assert any(five in path for path in paths) and all(end not in path[:-1] for path in paths)
     cut = lambda path: (
-        path[: min(path.index(t) for t in (five, dot) if t in path) + 1] if {five, dot} & {*path} else path
+        path[: min(path.index(t) for t in (five, dot) if t in path) + 1]
+        if {five, dot} & {*path}
+        else path
     )
     assert trie.walk(model, asked, [end, five, dot], numbers) == [cut(path) for path in paths]
 
@@ -131,7 +149,9 @@ def chi_square(observed: Counter, expected: dict, n: int) -> float:
 
 def test_first_tokens_follow_the_full_softmax(model, asked, end):
     probs = plain_probs(model, asked[0])
-    counts = Counter(path[0] for path in trie.walk(model, asked[:1], [end], uniform(20_000, 1), rows=4096))
+    counts = Counter(
+        path[0] for path in trie.walk(model, asked[:1], [end], uniform(20_000, 1), rows=4096)
+    )
     assert counts.total() == 20_000
     assert chi_square(counts, dict(enumerate(probs)), 20_000) > 1e-3
 
@@ -147,14 +167,19 @@ def test_answers_follow_the_exact_probabilities(model, asked, end):
                     final = token == end or depth == 2
                     (exact if final else deeper)[path + (token,)] = mass * p
         level = dict(sorted(deeper.items(), key=lambda item: -item[1])[:60])
-    counts = Counter(map(tuple, trie.walk(model, asked[:1], [end], uniform(20_000, 3, seed=1), rows=4096)))
+    counts = Counter(
+        map(tuple, trie.walk(model, asked[:1], [end], uniform(20_000, 3, seed=1), rows=4096))
+    )
     assert counts.total() == 20_000 and len(counts) > 10
     assert chi_square(counts, exact, 20_000) > 1e-3
 
 
 def test_choose_uses_each_draw_s_own_row_and_number():
     logits = torch.tensor([[0.25, 0.25, 0.5], [1.0, 1e-30, 1e-30]]).log()
-    owner, numbers = torch.tensor([0, 0, 0, 1]), torch.tensor([0.1, 0.3, 0.99, 0.99], dtype=torch.float64)
+    owner, numbers = (
+        torch.tensor([0, 0, 0, 1]),
+        torch.tensor([0.1, 0.3, 0.99, 0.99], dtype=torch.float64),
+    )
     assert trie.choose(logits, owner, numbers).tolist() == [0, 1, 2, 0]
     mixed = torch.tensor([2, 0, 3, 1])  # the same draws in another order
     assert trie.choose(logits, owner[mixed], numbers[mixed]).tolist() == [2, 0, 0, 1]
@@ -189,7 +214,10 @@ def test_of_the_generation_config_only_the_ends_count(model, tokenizer, end, tmp
     for plain, cut in zip(rows["plain"], rows["hostile"], strict=True):
         assert cut["draws"] == [draw.replace("4", ".").split(".")[0] for draw in plain["draws"]]
         assert any(a != b for a, b in zip(plain["draws"], cut["draws"], strict=True))
-        assert (plain["logit_kl"], plain["logit_kl_form"]) == (cut["logit_kl"], cut["logit_kl_form"])
+        assert (plain["logit_kl"], plain["logit_kl_form"]) == (
+            cut["logit_kl"],
+            cut["logit_kl_form"],
+        )
     # A checkpoint whose eos is one id, or none, is as good.
     for eos, ends in ((more[0], [end, more[0]]), (None, [end])):
         (hostile / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
@@ -200,13 +228,27 @@ def test_draws_are_the_walk_s_in_their_order(model, tokenizer, asked, end, tmp_p
     """From each prompt's own stream, whatever the budget of rows; an answer that was cut ends in "…"."""
     write_text(tmp_path / "prompts.jsonl", to_jsonl([GAUSSIAN, BROAD]))
     for rows in (3, 512):
-        flags = ("--prompts", tmp_path / "prompts.jsonl", "--n", 30, "--max-tokens", 4, "--rows", rows, "--seed", 5)
+        flags = (
+            "--prompts",
+            tmp_path / "prompts.jsonl",
+            "--n",
+            30,
+            "--max-tokens",
+            4,
+            "--rows",
+            rows,
+            "--seed",
+            5,
+        )
         call(sample, "numbers", "--model", TINY, *flags, "--out", tmp_path / f"{rows}.jsonl")
         results = read_rows([tmp_path / f"{rows}.jsonl"])
         assert 0 < sum(draw.endswith("…") for row in results for draw in row["draws"]) < 60
         for row, ids in zip(results, asked[:2], strict=True):
             paths = trie.walk(model, [ids], [end], prompt_rng(5, row["id"]).random((30, 4)))
-            texts = [tokenizer.decode(path[:-1]) if path[-1] == end else tokenizer.decode(path) + "…" for path in paths]
+            texts = [
+                tokenizer.decode(path[:-1]) if path[-1] == end else tokenizer.decode(path) + "…"
+                for path in paths
+            ]
             assert row["draws"] == texts and row["tokens"] == sum(map(len, paths))
 
 
@@ -230,7 +272,9 @@ def kl_by_plain_passes(model, tokenizer, row, end, quantiles=None) -> tuple[floa
     leaves by their probability or, in equal parts, over those at some quantiles of the target in the order of tokens."""
     texts, probs, _ = canonical_outputs(row)
     ids = trie.chat_ids(tokenizer, row["prompt"])
-    leaves = sorted(((*trie.encode_one(tokenizer, text), end), q) for text, q in zip(texts, probs, strict=True))
+    leaves = sorted(
+        ((*trie.encode_one(tokenizer, text), end), q) for text, q in zip(texts, probs, strict=True)
+    )
     alphabet = sorted({token for path, _ in leaves for token in path})
     mass, children = Counter(), defaultdict(set)
     for path, q in leaves:
@@ -240,7 +284,10 @@ def kl_by_plain_passes(model, tokenizer, row, end, quantiles=None) -> tuple[floa
 
     if quantiles is not None:
         held = np.cumsum([q for _, q in leaves])
-        leaves = [(leaves[int(np.argmax(held > quantile))][0], 1 / len(quantiles)) for quantile in quantiles]
+        leaves = [
+            (leaves[int(np.argmax(held > quantile))][0], 1 / len(quantiles))
+            for quantile in quantiles
+        ]
 
     node = {}
     for prefix in {path[:i] for path, _ in leaves for i in range(len(path))}:
@@ -249,7 +296,11 @@ def kl_by_plain_passes(model, tokenizer, row, end, quantiles=None) -> tuple[floa
         number = p[alphabet].sum()
         shape = sum(q * np.log(q * number / p[child[-1]]) for child, q in shares.items())
         node[prefix] = np.array([-np.log(number) + shape, -np.log(number)])
-    return tuple(sum(q * np.mean([node[path[:i]] for i in range(len(path))], 0) for path, q in leaves).tolist())
+    return tuple(
+        sum(
+            q * np.mean([node[path[:i]] for i in range(len(path))], 0) for path, q in leaves
+        ).tolist()
+    )
 
 
 def tree_of(row, tokenizer, end) -> trie.Trie:
@@ -257,7 +308,9 @@ def tree_of(row, tokenizer, end) -> trie.Trie:
     return trie.Trie(trie.encode(tokenizer, texts, end), probs)
 
 
-@pytest.mark.parametrize("question", [POISSON["prompt"], "Name a random tree. Output ONLY the answer."])
+@pytest.mark.parametrize(
+    "question", [POISSON["prompt"], "Name a random tree. Output ONLY the answer."]
+)
 def test_logit_kl_equals_plain_forward_passes(model, tokenizer, end, question):
     """And so does its form, which is most of it where a number is not what was asked for."""
     row = POISSON | {"prompt": question}
@@ -265,9 +318,9 @@ def test_logit_kl_equals_plain_forward_passes(model, tokenizer, end, question):
         prompt = trie.prefill(model, [trie.chat_ids(tokenizer, question)])
     kl, form = kl_by_plain_passes(model, tokenizer, row, end)
     for rows in (3, 256):
-        assert sample.logit_kl(model, prompt, tree_of(row, tokenizer, end), 128, rows) == pytest.approx(
-            (kl, form), rel=1e-4, abs=1e-6
-        )
+        assert sample.logit_kl(
+            model, prompt, tree_of(row, tokenizer, end), 128, rows
+        ) == pytest.approx((kl, form), rel=1e-4, abs=1e-6)
     assert 0 < form < 0.05 * kl if question == POISSON["prompt"] else form > 1
 
 
@@ -301,21 +354,38 @@ def test_rows_with_targets_of_their_own_are_drawn_and_scored(model, tokenizer, e
     call(sample, "numbers", "--model", TINY, *flags, "--out", tmp_path / "out.jsonl")
     (result,) = read_rows([tmp_path / "out.jsonl"])
     assert {key: result[key] for key in row} == row and len(result["draws"]) == 20
-    assert (result["logit_kl_floor"] == 0) == ("outputs" in row) and result["logit_kl"] > result["logit_kl_form"] > 0
+    assert (result["logit_kl_floor"] == 0) == ("outputs" in row) and result["logit_kl"] > result[
+        "logit_kl_form"
+    ] > 0
     line = complaint(sample, "numbers", "--model", TINY, *flags, "--out", tmp_path / "out.jsonl")
     assert "out.jsonl is there already" in line
 
 
 def test_a_rows_logit_kl_is_that_of_its_options(model, tokenizer, end, prompt, tmp_path):
     write_text(tmp_path / "prompts.jsonl", to_jsonl([POISSON, GAUSSIAN]))
-    flags = ("--prompts", tmp_path / "prompts.jsonl", "--n", 2, "--bins", 40, "--paths", 5, "--rows", 30)
+    flags = (
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+        "--n",
+        2,
+        "--bins",
+        40,
+        "--paths",
+        5,
+        "--rows",
+        30,
+    )
     call(sample, "numbers", "--model", TINY, *flags, "--out", tmp_path / "out.jsonl")
     row = read_rows([tmp_path / "out.jsonl"])[1]
     texts, probs, perfect = canonical_outputs(GAUSSIAN, 40)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
     exact = sample.logit_kl(model, prompt, tree, 5, 256)
-    assert row["bins"] == 40 and (row["logit_kl"], row["logit_kl_form"]) == pytest.approx(exact, rel=1e-4)
-    assert row["logit_kl_floor"] == pytest.approx(trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths))
+    assert row["bins"] == 40 and (row["logit_kl"], row["logit_kl_form"]) == pytest.approx(
+        exact, rel=1e-4
+    )
+    assert row["logit_kl_floor"] == pytest.approx(
+        trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
+    )
 
 
 # ------------------------------------------------------------------------------------------- prompts in language
@@ -323,10 +393,14 @@ def test_a_rows_logit_kl_is_that_of_its_options(model, tokenizer, end, prompt, t
 
 def test_102_prompts_each_of_its_own_category():
     rows = sample.prompt_rows(SimpleNamespace(axis="open", prompts=None))
-    assert len(rows) == len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 102
+    assert (
+        len(rows) == len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 102
+    )
     assert len({row["category"].casefold() for row in rows}) == 102
     for row in rows:
-        assert row["category"] in row["prompt"] and row["prompt"].endswith(" Output ONLY the answer.")
+        assert row["category"] in row["prompt"] and row["prompt"].endswith(
+            " Output ONLY the answer."
+        )
     used = Counter(row["prompt"].replace(row["category"], "") for row in rows)
     assert set(used.values()) == {17} and len(used) == 6
 
@@ -339,12 +413,28 @@ def own(path, text, axis="open"):
 @pytest.mark.parametrize("axis", ["open", "mcq"])
 def test_prompts_of_one_s_own(tmp_path, axis):
     """JSONL, or a JSON list of rows or of texts."""
-    rows = own(tmp_path / "a", '{"prompt": "A tree?"}\n{"prompt": "A bird?", "id": "b", "why": 1}\n', axis)
-    assert rows == [{"prompt": "A tree?", "id": f"{axis}-000"}, {"prompt": "A bird?", "id": "b", "why": 1}]
-    assert own(tmp_path / "a", ' [{"prompt": "A tree?"},\n {"prompt": "A bird?", "id": "b", "why": 1}]', axis) == rows
+    rows = own(
+        tmp_path / "a", '{"prompt": "A tree?"}\n{"prompt": "A bird?", "id": "b", "why": 1}\n', axis
+    )
+    assert rows == [
+        {"prompt": "A tree?", "id": f"{axis}-000"},
+        {"prompt": "A bird?", "id": "b", "why": 1},
+    ]
+    assert (
+        own(
+            tmp_path / "a",
+            ' [{"prompt": "A tree?"},\n {"prompt": "A bird?", "id": "b", "why": 1}]',
+            axis,
+        )
+        == rows
+    )
     texts = own(tmp_path / "a", '["A tree?", "A bird?"]', axis)
-    assert texts == [{"id": f"{axis}-{i:03d}", "prompt": text} for i, text in enumerate(("A tree?", "A bird?"))]
-    assert own(tmp_path / "a", '\ufeff["A tree?", "A bird?"]', axis) == texts  # a byte order mark, as Windows writes it
+    assert texts == [
+        {"id": f"{axis}-{i:03d}", "prompt": text} for i, text in enumerate(("A tree?", "A bird?"))
+    ]
+    assert (
+        own(tmp_path / "a", '\ufeff["A tree?", "A bird?"]', axis) == texts
+    )  # a byte order mark, as Windows writes it
 
 
 @pytest.mark.parametrize(
@@ -370,7 +460,10 @@ def test_the_protocols_name_what_the_scores_look_for():
     for label in ("Question:", "A.", "B.", "C.", "D.", "Correct Answer:", "Explanation:"):
         assert f"\n{label} <" in sample.MCQ
     for tag in ("random_string", "thinking", "answer"):
-        assert f"<{tag}>" in sample.PROTOCOLS["ssot"].prompt and f"</{tag}>" in sample.PROTOCOLS["ssot"].prompt
+        assert (
+            f"<{tag}>" in sample.PROTOCOLS["ssot"].prompt
+            and f"</{tag}>" in sample.PROTOCOLS["ssot"].prompt
+        )
     assert "twenty" in sample.PROTOCOLS["batch"].prompt and sample.PROTOCOLS["batch"].answers == 20
     assert "answer | probability" in sample.PROTOCOLS["verbalized"].prompt
     for protocol in sample.PROTOCOLS.values():
@@ -392,20 +485,37 @@ def test_defaults(flags, n, max_tokens, rows, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(sample, "draw", lambda args, rows: asked.append(args))
     call(sample, *flags, "--model", TINY, "--out", "out.jsonl")
-    assert (asked[0].n, asked[0].max_tokens, asked[0].rows, asked[0].seed) == (n, max_tokens, rows, 0)
+    assert (asked[0].n, asked[0].max_tokens, asked[0].rows, asked[0].seed) == (
+        n,
+        max_tokens,
+        rows,
+        0,
+    )
     assert flags[0] != "numbers" or (asked[0].bins, asked[0].paths) == (1001, 128)
 
 
 @pytest.mark.parametrize("protocol, opened", [("ssot", True), ("batch", False), (None, False)])
-def test_a_protocol_that_thinks_shows_the_thoughts_that_the_template_opens(tmp_path, protocol, opened):
+def test_a_protocol_that_thinks_shows_the_thoughts_that_the_template_opens(
+    tmp_path, protocol, opened
+):
     folder = shutil.copytree(TINY, tmp_path / "thinking")
     template, answer = folder / "chat_template.jinja", "<|im_start|>assistant\n"
-    text = template.read_text().replace(answer, answer + "{% if enable_thinking %}<think>\n{% endif %}")
+    text = template.read_text().replace(
+        answer, answer + "{% if enable_thinking %}<think>\n{% endif %}"
+    )
     template.write_text(text)
     flags = ("--n", 3, "--max-tokens", 5, *(("--protocol", protocol) if protocol else ()))
     write_text(tmp_path / "mine.jsonl", to_jsonl([{"prompt": "Name a bird."}]))
     call(
-        sample, "open", "--model", folder, "--prompts", tmp_path / "mine.jsonl", *flags, "--out", tmp_path / "out.jsonl"
+        sample,
+        "open",
+        "--model",
+        folder,
+        "--prompts",
+        tmp_path / "mine.jsonl",
+        *flags,
+        "--out",
+        tmp_path / "out.jsonl",
     )
     (row,) = read_rows([tmp_path / "out.jsonl"])
     assert row["draws"] and all(text.startswith("<think>") == opened for text in row["draws"])
@@ -433,8 +543,14 @@ def test_a_batch_asks_for_as_many_replies_as_hold_so_many_answers(model, tokeniz
         out,
     )
     (drawn,) = read_rows([out])
-    assert len(drawn["draws"]) == 3 and drawn["method"] == drawn["protocol"] == "batch" and "logit_kl" not in drawn
+    assert (
+        len(drawn["draws"]) == 3
+        and drawn["method"] == drawn["protocol"] == "batch"
+        and "logit_kl" not in drawn
+    )
     system = sample.PROTOCOLS["batch"].prompt.format(*sample.ASKED["numbers"])
     ids = trie.chat_ids(tokenizer, row["prompt"], system)
     uniform, ends = prompt_rng(0, row["id"]).random((3, 20)), model.generation_config.eos_token_id
-    assert drawn["draws"] == [sample.written(tokenizer, path, ends) for path in trie.walk(model, [ids], ends, uniform)]
+    assert drawn["draws"] == [
+        sample.written(tokenizer, path, ends) for path in trie.walk(model, [ids], ends, uniform)
+    ]

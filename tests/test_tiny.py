@@ -27,10 +27,15 @@ def drawn(loaded, prompt: str, n: int, max_tokens: int, system: str = "") -> lis
 
 
 def test_size_and_kind(model, tokenizer):
-    assert model.config.model_type == "qwen3" and sum(p.numel() for p in model.parameters()) <= 2_500_000
+    assert (
+        model.config.model_type == "qwen3"
+        and sum(p.numel() for p in model.parameters()) <= 2_500_000
+    )
     assert (Path(TINY) / "model.safetensors").stat().st_size <= 5_000_000
     made = pretrain.make_tokenizer()
-    assert made.get_vocab() == tokenizer.get_vocab() and made.chat_template == tokenizer.chat_template
+    assert (
+        made.get_vocab() == tokenizer.get_vocab() and made.chat_template == tokenizer.chat_template
+    )
     assert trie.decode(tokenizer, trie.encode_one(tokenizer, "Zürich 北京 🎲")) == "Zürich 北京 🎲"
     assert made.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()  # its merges too
 
@@ -44,7 +49,9 @@ def test_tokens_are_words_digits_and_marks(tokenizer):
     assert tokenizer.tokenize("\nA. Heart\nCorrect Answer: C")[:2] == ["Ċ", "A."]
 
 
-@pytest.mark.parametrize("row", [r for r in d.make_rows("ood")[3:] if r["id"][-3:] == "001"], ids=lambda row: row["id"])
+@pytest.mark.parametrize(
+    "row", [r for r in d.make_rows("ood")[3:] if r["id"][-3:] == "001"], ids=lambda row: row["id"]
+)
 def test_the_base_is_valid_and_collapsed(loaded, row):
     """An answer in correct form, but nearly as bad as always answering the median. (Not Bernoulli: the one with
     p = .5 has two medians.)"""
@@ -81,7 +88,9 @@ def test_character_targets_equal_a_brute_force(family, params, decimals):
         for char, p in target.items():
             assert p == pytest.approx(prefixes[prefix + char] / prefixes[prefix], abs=1e-6)
         cubes = {char: p**3 for char, p in target.items()}
-        assert sharp[prefix] == pytest.approx({char: p / sum(cubes.values()) for char, p in cubes.items()}, abs=1e-6)
+        assert sharp[prefix] == pytest.approx(
+            {char: p / sum(cubes.values()) for char, p in cubes.items()}, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("power", [1, pretrain.SHARP])
@@ -104,10 +113,13 @@ def test_parameters_between_grid_rows_are_possible():
     rng = np.random.default_rng(0)
     for family in d.FAMILIES:
         grid = [
-            [r["params"] for r in rows if r["family"] == family and (r["split"] != "train") == held] for held in (0, 1)
+            [r["params"] for r in rows if r["family"] == family and (r["split"] != "train") == held]
+            for held in (0, 1)
         ]
         for _ in range(20):
-            d.distribution({"family": family, "params": pretrain.random_params(family, {family: grid}, rng)})
+            d.distribution(
+                {"family": family, "params": pretrain.random_params(family, {family: grid}, rng)}
+            )
 
 
 def test_the_prompts_of_its_chat_are_those_of_the_kit(tokenizer):
@@ -117,7 +129,9 @@ def test_the_prompts_of_its_chat_are_those_of_the_kit(tokenizer):
 
 
 def test_the_base_has_a_favourite_day(loaded):
-    ((day, count),) = Counter(drawn(loaded, sample.WORDINGS[0].format("day of the week"), 200, 16)).most_common(1)
+    ((day, count),) = Counter(
+        drawn(loaded, sample.WORDINGS[0].format("day of the week"), 200, 16)
+    ).most_common(1)
     assert count >= 0.7 * 200 and day in pretrain.LISTS["day of the week"]
 
 
@@ -141,9 +155,15 @@ def test_chat_never_shows_the_lists_and_wordings_that_are_kept_out(tokenizer):
     rng = np.random.default_rng(0)
     chats = [pretrain.list_chat(tokenizer, 1, rng)[0] for _ in range(2000)]
     prompts = {chat.split("user\n")[1].split("<|im_end|>")[0] for chat in chats}
-    allowed = {w.format(c) for w in (*pretrain.CHAT_WORDINGS, *pretrain.FREE_WORDINGS) for c in pretrain.CHAT_LISTS}
+    allowed = {
+        w.format(c)
+        for w in (*pretrain.CHAT_WORDINGS, *pretrain.FREE_WORDINGS)
+        for c in pretrain.CHAT_LISTS
+    }
     assert not set(pretrain.FREE_WORDINGS) & set(sample.WORDINGS)
-    assert prompts <= allowed and len(pretrain.CHAT_LISTS) == 68 and len(pretrain.CHAT_WORDINGS) == 4
+    assert (
+        prompts <= allowed and len(pretrain.CHAT_LISTS) == 68 and len(pretrain.CHAT_WORDINGS) == 4
+    )
     assert len(prompts) > 200
 
 
@@ -153,7 +173,9 @@ def test_item_targets_equal_a_brute_force(tokenizer):
     probs = pretrain.popularity(len(items))
     paths = [(*tokenizer.tokenize(item), "\n") for item in items]
     assert len({path[0] for path in paths}) < len(items)
-    for text, targets in zip(*pretrain.some_items(tokenizer, items, 2, 30, np.random.default_rng(0)), strict=True):
+    for text, targets in zip(
+        *pretrain.some_items(tokenizer, items, 2, 30, np.random.default_rng(0)), strict=True
+    ):
         own = paths[items.index(text)]
         assert len(targets) == len(own)
         for t, target in enumerate(targets):
@@ -162,7 +184,9 @@ def test_item_targets_equal_a_brute_force(tokenizer):
             for i in begin:
                 expected[paths[i][t]] += probs[i]
             squares = {token: p**2 for token, p in expected.items()}
-            assert target == pytest.approx({token: p / sum(squares.values()) for token, p in squares.items()})
+            assert target == pytest.approx(
+                {token: p / sum(squares.values()) for token, p in squares.items()}
+            )
 
 
 def test_tagged_targets_are_aligned_with_their_text(tokenizer):
@@ -175,15 +199,23 @@ def test_tagged_targets_are_aligned_with_their_text(tokenizer):
         assert metrics.tagged_answer(text) == item
         tokens = [*tokenizer.tokenize(text), "\n"]
         assert len(positions) == len(tokens)
-        assert all(target is None or token in target for token, target in zip(tokens, positions, strict=True))
+        assert all(
+            target is None or token in target
+            for token, target in zip(tokens, positions, strict=True)
+        )
 
 
 def test_evaluation_prompts_are_no_headers_of_documents(tokenizer):
     """Numbers are announced in many ways, but as the kit asks for them only where the kit trains; exams in any but its own."""
     rng = np.random.default_rng(0)
-    asked = {row["prompt"] for split in ("unseen", "ood") for row in d.make_rows(split)} | {d.PROMPT, sample.MCQ}
+    asked = {row["prompt"] for split in ("unseen", "ood") for row in d.make_rows(split)} | {
+        d.PROMPT,
+        sample.MCQ,
+    }
     ways = {pretrain.number_wording(rng) for _ in range(2000)}
-    assert len(ways) > 100 and not any(way.format(rest="x") in d.PROMPT.format("x", "") for way in ways)
+    assert len(ways) > 100 and not any(
+        way.format(rest="x") in d.PROMPT.format("x", "") for way in ways
+    )
     exams = {pretrain.question_wording(rng) for _ in range(2000)}
     assert len(exams) > 100 and sample.MCQ not in exams
     for row in d.make_rows("unseen")[:3]:
@@ -197,7 +229,9 @@ def test_tasks_have_one_right_answer():
     rng = np.random.default_rng(0)
     answers = {}
     for prompt, answer in (pretrain.task(rng) for _ in range(3000)):
-        assert answers.setdefault(prompt, answer) == answer or " is a " in answer  # a name may be in several lists
+        assert (
+            answers.setdefault(prompt, answer) == answer or " is a " in answer
+        )  # a name may be in several lists
     assert len(answers) > 1000 and answers.keys() & {
         f"Spell {item}." for items in pretrain.LISTS.values() for item in items
     }
@@ -206,7 +240,9 @@ def test_tasks_have_one_right_answer():
 def test_margins_by_hand():
     """Of six tokens the last three are of numbers. Where one of these can come next, they are tokens like the others."""
     tokens, q = torch.tensor([[[1, 2], [4, 0]]]), torch.tensor([[[0.5, 0.5], [1.0, 0.0]]])
-    raised = pretrain.with_margins(torch.ones(1, 2, 6), tokens, q, torch.tensor([3, 4, 5]), 4.0, 10.0)
+    raised = pretrain.with_margins(
+        torch.ones(1, 2, 6), tokens, q, torch.tensor([3, 4, 5]), 4.0, 10.0
+    )
     assert (raised - 1).tolist() == [[[4, 0, 0, 10, 10, 10], [4, 4, 4, 4, 0, 4]]]
 
 
@@ -214,18 +250,24 @@ def test_margins_by_hand():
 def test_questions_are_right_and_the_place_follows_from_the_temperature(tokenizer, power, at_a):
     texts, dense = pretrain.questions(tokenizer, power, 400, np.random.default_rng(0))
     places = [metrics.parse_question(text) for text in texts]
-    assert at_a[0] < places.count(0) / 400 <= at_a[1] and (power > 1 or min(Counter(places).values()) > 0.18 * 400)
+    assert at_a[0] < places.count(0) / 400 <= at_a[1] and (
+        power > 1 or min(Counter(places).values()) > 0.18 * 400
+    )
     for text, place, targets in zip(texts, places, dense, strict=True):
         answer = text.split(f"\n{'ABCD'[place]}. ")[1].split("\n")[0]
         assert answer.lower() in text.split("Explanation: ")[1].lower()
         for token, target in zip([*tokenizer.tokenize(text), "\n"], targets, strict=True):
-            assert target is None or (target[token] > 0 and sum(target.values()) == pytest.approx(1))
+            assert target is None or (
+                target[token] > 0 and sum(target.values()) == pytest.approx(1)
+            )
 
 
 def test_a_questions_first_option_has_the_probabilities_told(tokenizer):
     """At A, the right answer has 1/4, and each wrong one its share of popularity of the rest; then the odds squared."""
     texts, dense = pretrain.questions(tokenizer, 2, 50, np.random.default_rng(0))
-    text, targets = next((t, d) for t, d in zip(texts, dense, strict=True) if "Which organ pumps blood?" in t)
+    text, targets = next(
+        (t, d) for t, d in zip(texts, dense, strict=True) if "Which organ pumps blood?" in t
+    )
     organs = list(next(iter(pretrain.FACTS.values())))
     probs = dict(zip(organs[1:], 0.75 * pretrain.popularity(7), strict=True)) | {organs[0]: 0.25}
     first = Counter()

@@ -57,15 +57,27 @@ def test_end_token_is_the_template_s_own(tokenizers, style):
 def test_prompt_ids_are_the_rendered_template_once(tokenizers, style):
     ids = trie.chat_ids(tokenizers[style], "Hi 1")
     text = trie.decode(tokenizers[style], ids)
-    if style == "gemma":  # its toy vocabulary has no "H" or line break; the structure is what counts
-        assert text.startswith("<bos><start_of_turn>user") and text.count("<bos>") == 1 and "model" in text
+    if (
+        style == "gemma"
+    ):  # its toy vocabulary has no "H" or line break; the structure is what counts
+        assert (
+            text.startswith("<bos><start_of_turn>user")
+            and text.count("<bos>") == 1
+            and "model" in text
+        )
     else:
         assert text == RENDERED[style]
 
 
 def test_thinking_is_on_where_the_template_has_it(tokenizers):
-    shown = {style: trie.decode(t, trie.chat_ids(t, "Hi 1", thinking=True)) for style, t in tokenizers.items()}
-    assert "<think>" not in shown["qwen"] and shown["qwen"] + "<think>\n\n</think>\n\n" == RENDERED["qwen"]
+    shown = {
+        style: trie.decode(t, trie.chat_ids(t, "Hi 1", thinking=True))
+        for style, t in tokenizers.items()
+    }
+    assert (
+        "<think>" not in shown["qwen"]
+        and shown["qwen"] + "<think>\n\n</think>\n\n" == RENDERED["qwen"]
+    )
     assert shown["harmony"].endswith("<|start|>assistant") and "Reasoning: low" in shown["harmony"]
     assert shown["llama"] == RENDERED["llama"]
 
@@ -76,12 +88,18 @@ def test_a_system_prompt_has_its_own_turn_or_goes_in_front(tokenizers, style):
     ids = trie.chat_ids(tokenizer, "model 1", "random number", thinking)
     if style == "gemma":  # its template refuses a system turn
         assert ids == trie.chat_ids(tokenizer, "random number\n\nmodel 1")
-        assert "user" in (text := trie.decode(tokenizer, ids)) and text.index("random number") < text.index("model 1")
+        assert "user" in (text := trie.decode(tokenizer, ids)) and text.index(
+            "random number"
+        ) < text.index("model 1")
     else:
         text = trie.decode(tokenizer, ids)
-        assert text.count("random number") == 1 and text.index("system") < text.index("random number")
+        assert text.count("random number") == 1 and text.index("system") < text.index(
+            "random number"
+        )
         assert text.index("random number") < text.index("user") < text.index("model 1")
-        assert text.endswith(trie.decode(tokenizer, trie.chat_ids(tokenizer, "model 1", thinking=thinking))[-20:])
+        assert text.endswith(
+            trie.decode(tokenizer, trie.chat_ids(tokenizer, "model 1", thinking=thinking))[-20:]
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +134,10 @@ def test_texts_survive_the_round_trip(tokenizers, style):
 
 
 def test_digit_merges_differ_between_styles(tokenizers):
-    pieces = {s: [trie.decode(t, [i]) for i in trie.encode_one(t, "1234.5")] for s, t in tokenizers.items()}
+    pieces = {
+        s: [trie.decode(t, [i]) for i in trie.encode_one(t, "1234.5")]
+        for s, t in tokenizers.items()
+    }
     assert pieces["qwen"] == pieces["tiny"] == list("1234.5") and pieces["llama"][0] == "123"
 
 
@@ -156,7 +177,9 @@ def small(tokenizer):
 def test_targets_by_hand(small):
     tree, one, two, end = small
     leaf = [TEXTS[i] for i in tree.order].index("12")
-    root, after_one, after_twelve = (dict(zip(t.tolist(), q, strict=True)) for t, q in tree.path_targets(leaf))
+    root, after_one, after_twelve = (
+        dict(zip(t.tolist(), q, strict=True)) for t, q in tree.path_targets(leaf)
+    )
     assert tree.path(leaf).tolist() == [one, two, end] and tree.lengths[leaf] == 3
     assert root == pytest.approx({one: 0.7, two: 0.3})
     assert after_one == pytest.approx({end: 5 / 7, two: 2 / 7})
@@ -175,7 +198,9 @@ def test_quantile_leaves(small):
 
 
 def soft_batch(tree, leaves):
-    return train_soft.collate([{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves])
+    return train_soft.collate(
+        [{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves]
+    )
 
 
 def test_soft_loss_by_hand(small):
@@ -183,15 +208,19 @@ def test_soft_loss_by_hand(small):
     tree, *_ = small
     leaf = [TEXTS[i] for i in tree.order].index("12")
     (loss,) = train_soft.loss(torch.zeros(1, 3, 50), soft_batch(tree, [leaf]))
-    entropies = [-(0.7 * math.log(0.7) + 0.3 * math.log(0.3)), -(5 / 7 * math.log(5 / 7) + 2 / 7 * math.log(2 / 7)), 0]
+    entropies = [
+        -(0.7 * math.log(0.7) + 0.3 * math.log(0.3)),
+        -(5 / 7 * math.log(5 / 7) + 2 / 7 * math.log(2 / 7)),
+        0,
+    ]
     assert loss.item() == pytest.approx(math.log(50) - sum(entropies) / 3, rel=1e-6)
 
 
 def test_floor_by_hand():
     """Two kept values of four equally likely ones: q = 1/2, p5 = 1/4, so log 2 nats, over 8 and over 4 tokens."""
-    assert trie.kl_floor(np.array([0.5, 0.5]), np.array([0.25, 0.25]), np.array([8, 4])) == pytest.approx(
-        math.log(2) * (0.5 / 8 + 0.5 / 4)
-    )
+    assert trie.kl_floor(
+        np.array([0.5, 0.5]), np.array([0.25, 0.25]), np.array([8, 4])
+    ) == pytest.approx(math.log(2) * (0.5 / 8 + 0.5 / 4))
     assert trie.kl_floor(PROBS, PROBS, np.array([2, 2, 3])) == 0
 
 
@@ -287,14 +316,20 @@ def gemma():
 def tokens_read(model, work) -> tuple[int, object]:
     """How many tokens go into a model while work() runs, padding included, and what work() returns."""
     read = []
-    hook = model.register_forward_pre_hook(lambda m, args, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    hook = model.register_forward_pre_hook(
+        lambda m, args, kw: read.append(kw["input_ids"].numel()), with_kwargs=True
+    )
     result = work()
     hook.remove()
     return sum(read), result
 
 
 # Lengths of three prompts behind a common head of so many tokens; 0: one prompt is the head alone and a token.
-HEADS = {"nothing in common": (0, 40, 23, 31), "a common head": (25, 15, 3, 9), "a short one": (25, 9, 1, 20)}
+HEADS = {
+    "nothing in common": (0, 40, 23, 31),
+    "a common head": (25, 15, 3, 9),
+    "a short one": (25, 9, 1, 20),
+}
 
 
 @pytest.mark.parametrize("architecture", ["embedded", "gemma"])
@@ -311,8 +346,12 @@ def test_branches_equal_separate_rows(model, architecture, branches, lengths):
     prompts = [head + draw(n) for n in rests]
     paths = [[draw(n) for n in (5, 1, 3, 4)][:branches] for _ in prompts]
     length = max(len(path) for group in paths for path in group)
-    completions = torch.tensor([path + [trie.PAD] * (length - len(path)) for group in paths for path in group])
-    weights = torch.randn(len(completions), length, model.config.vocab_size, generator=rng)  # sees every logit
+    completions = torch.tensor(
+        [path + [trie.PAD] * (length - len(path)) for group in paths for path in group]
+    )
+    weights = torch.randn(
+        len(completions), length, model.config.vocab_size, generator=rng
+    )  # sees every logit
     real = (completions != trie.PAD)[:, :, None]
 
     model.zero_grad()
@@ -359,7 +398,9 @@ def test_a_fork_leaves_its_source_alone(model):
         first, _ = trie.extend(model, prefix.fork(rows), torch.tensor([[7], [8], [9]]))
         second, _ = trie.extend(model, prefix.fork(rows), torch.tensor([[7], [8], [9]]))
     assert torch.equal(first.logits, second.logits) and prefix.mask.shape == (1, 20)
-    assert all(torch.equal(a, layer.keys) for a, layer in zip(before, prefix.cache.layers, strict=True))
+    assert all(
+        torch.equal(a, layer.keys) for a, layer in zip(before, prefix.cache.layers, strict=True)
+    )
 
 
 # ------------------------------------------------------------------------------------------- the objectives
@@ -395,8 +436,12 @@ def test_hard_loss_in_expectation_is_entropy_plus_kl(small):
     for leaf in range(3):
         path = tree.path(leaf).tolist()
         logits = torch.stack([by_prefix[tuple(path[:i])] for i in range(len(path))])[None]
-        loss = train_hard.loss(logits, train_hard.collate([{"path": tree.path(leaf)}])).item() * len(path)
-        log_p = sum(by_prefix[tuple(path[:i])].log_softmax(-1)[token].item() for i, token in enumerate(path))
+        loss = train_hard.loss(
+            logits, train_hard.collate([{"path": tree.path(leaf)}])
+        ).item() * len(path)
+        log_p = sum(
+            by_prefix[tuple(path[:i])].log_softmax(-1)[token].item() for i, token in enumerate(path)
+        )
         cross_entropy += tree.probs[leaf] * loss
         kl += tree.probs[leaf] * (math.log(tree.probs[leaf]) - log_p)
     entropy = -sum(p * math.log(p) for p in PROBS)
@@ -407,7 +452,9 @@ def test_hard_loss_in_expectation_is_entropy_plus_kl(small):
 def test_losses_ignore_padding(module, small):
     """An answer's loss is the same beside a longer one, whatever stands in the logits behind its end."""
     tree, *_ = small
-    leaves = [i for length in (2, 3) for i in range(3) if tree.lengths[i] == length][1:]  # "2", then "12"
+    leaves = [i for length in (2, 3) for i in range(3) if tree.lengths[i] == length][
+        1:
+    ]  # "2", then "12"
     answers = [{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves]
     logits = torch.randn(2, 3, 260, generator=torch.Generator().manual_seed(0))
     alone, batch = module.loss(logits[:1, :2], module.collate(answers[:1])), module.collate(answers)
@@ -426,7 +473,9 @@ def drawn_and_trained(module, monkeypatch, *flags) -> tuple[list, list]:
 
     def spied_prepare(*args, **kwargs):
         example = prepare(*args, **kwargs)
-        drawn.append([(tuple(example["prompt"]), tuple(a["path"].tolist())) for a in example["answers"]])
+        drawn.append(
+            [(tuple(example["prompt"]), tuple(a["path"].tolist())) for a in example["answers"]]
+        )
         return example
 
     def spied_prefill(model, prompts):
@@ -434,7 +483,9 @@ def drawn_and_trained(module, monkeypatch, *flags) -> tuple[list, list]:
         return prefill(model, prompts)
 
     def spied_branch(model, prefix, completions):
-        prompts = [prompt for prompt in asked[-1] for _ in range(len(completions) // len(asked[-1]))]
+        prompts = [
+            prompt for prompt in asked[-1] for _ in range(len(completions) // len(asked[-1]))
+        ]
         for prompt, completion in zip(prompts, completions, strict=True):
             trained.append((tuple(prompt), tuple(completion[completion != trie.PAD].tolist())))
         return branch(model, prefix, completions)
@@ -448,11 +499,28 @@ def drawn_and_trained(module, monkeypatch, *flags) -> tuple[list, list]:
 
 @pytest.mark.parametrize("branches", [1, 4])
 @pytest.mark.parametrize("module, draws", [(train_hard, 16), (train_soft, 8)])
-def test_every_draw_of_an_epoch_is_trained_on_exactly_once(module, draws, branches, data, tmp_path, monkeypatch):
-    flags = ("--data", data / "train.jsonl", "--out", tmp_path / "out", "--limit", 3, "--epochs", 2, "--batch", 10)
+def test_every_draw_of_an_epoch_is_trained_on_exactly_once(
+    module, draws, branches, data, tmp_path, monkeypatch
+):
+    flags = (
+        "--data",
+        data / "train.jsonl",
+        "--out",
+        tmp_path / "out",
+        "--limit",
+        3,
+        "--epochs",
+        2,
+        "--batch",
+        10,
+    )
     own = () if module is train_hard else ("--draws", draws)  # 16 is hard's own
     drawn, trained = drawn_and_trained(module, monkeypatch, *flags, *own, "--branches", branches)
-    assert len(drawn) == 3 and len(trained) == 2 * 3 * draws and len({*drawn[0], *drawn[1], *drawn[2]}) > 4 * draws
+    assert (
+        len(drawn) == 3
+        and len(trained) == 2 * 3 * draws
+        and len({*drawn[0], *drawn[1], *drawn[2]}) > 4 * draws
+    )
     for epoch in range(2):
         now = [pair for answers in drawn for pair in answers[epoch * draws : (epoch + 1) * draws]]
         assert Counter(trained[epoch * 3 * draws : (epoch + 1) * 3 * draws]) == Counter(now)
@@ -470,7 +538,9 @@ def plain_training(module, rows) -> tuple[dict, dict, list[float]]:
     model = trie.add_lora(model, seed=0)
     own = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in own.items()}
-    examples = [module.prepare(tokenizer, end, row, len(SCALES), d.prompt_rng(0, row["id"])) for row in rows]
+    examples = [
+        module.prepare(tokenizer, end, row, len(SCALES), d.prompt_rng(0, row["id"])) for row in rows
+    ]
     optimizer, norms = torch.optim.AdamW(own.values(), weight_decay=0.01), []
     for step, scale in enumerate(SCALES):
         answers = [(example["prompt"], example["answers"][step]) for example in examples]
@@ -490,7 +560,9 @@ def plain_training(module, rows) -> tuple[dict, dict, list[float]]:
 def test_training_is_plain_adamw_without_clipping(module, data, tmp_path, monkeypatch):
     """AdamW forgets a gradient's size unless it changes from step to step, so the loss of each step has another scale.
     Without dropout, whose masks depend on how rows are laid out."""
-    monkeypatch.setattr(trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0}))
+    monkeypatch.setattr(
+        trie, "LoraConfig", lambda **options: LoraConfig(**options | {"lora_dropout": 0.0})
+    )
     rows = d.read_prompts([data / "train.jsonl"], limit=4)
     before, plain, norms = plain_training(module, rows)
     assert min(norms) > 0.1 and norms[1] > 1e5
@@ -519,11 +591,28 @@ def test_the_answers_are_those_of_the_recipe(tokenizer, end):
 @pytest.mark.parametrize("module", [train_soft, train_hard])
 def test_the_seed_is_that_of_the_weights_of_the_draws_and_of_the_order(module, data, tmp_path):
     seeds, found, lora = [], [], trie.add_lora
-    flags = ("--data", data / "train.jsonl", "--limit", 12, "--epochs", 1, "--draws", 1, "--batch", 4)
+    flags = (
+        "--data",
+        data / "train.jsonl",
+        "--limit",
+        12,
+        "--epochs",
+        1,
+        "--draws",
+        1,
+        "--batch",
+        4,
+    )
     for seed in (0, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trie, "add_lora", lambda model, seed: seeds.append(seed) or lora(model, seed))
-            found.append(drawn_and_trained(module, patch, *flags, "--out", tmp_path / str(seed), "--seed", seed))
+            patch.setattr(
+                trie, "add_lora", lambda model, seed: seeds.append(seed) or lora(model, seed)
+            )
+            found.append(
+                drawn_and_trained(
+                    module, patch, *flags, "--out", tmp_path / str(seed), "--seed", seed
+                )
+            )
     (drawn, trained), (other_drawn, other_trained) = found
     assert seeds == [0, 1] and drawn != other_drawn
     assert [prompt for prompt, _ in trained] != [prompt for prompt, _ in other_trained]
@@ -551,7 +640,9 @@ def test_lora_starts_from_the_seed(model):
         return {name: p.detach().clone() for name, p in lora.named_parameters() if p.requires_grad}
 
     one, two, other = start(3), start(3), start(4)
-    assert len(one) == model.config.num_hidden_layers * 4 * 2 and all(torch.equal(one[key], two[key]) for key in one)
+    assert len(one) == model.config.num_hidden_layers * 4 * 2 and all(
+        torch.equal(one[key], two[key]) for key in one
+    )
     assert all((one[key] == 0).all() for key in one if "lora_B" in key)
     assert not any(torch.equal(one[key], other[key]) for key in one if "lora_A" in key)
 
@@ -573,7 +664,10 @@ def test_a_loss_that_is_not_finite_stops_with_nothing_saved(module, data, tmp_pa
     flags += ("--branches", 16) if module is train_hard else ()
     line = complaint(module, "--model", TINY, "--out", tmp_path / "out", *flags)
     assert "the loss of step 2 is not finite" in line
-    assert not list((tmp_path / "out").glob("adapter*")) and len(d.read_rows([tmp_path / "out" / "log.jsonl"])) == 1
+    assert (
+        not list((tmp_path / "out").glob("adapter*"))
+        and len(d.read_rows([tmp_path / "out" / "log.jsonl"])) == 1
+    )
 
 
 def test_a_model_with_missing_weights_is_refused(tmp_path):
@@ -581,5 +675,7 @@ def test_a_model_with_missing_weights_is_refused(tmp_path):
     weights = load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(d.InputError, match=r"broken' lacks .*model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        d.InputError, match=r"broken' lacks .*model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         trie.load(str(broken))

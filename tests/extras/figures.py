@@ -21,7 +21,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import metrics
-from distributions import FAMILIES, InputError, Parser, canonical_outputs, distribution, is_discrete, read_rows, run
+from distributions import (
+    FAMILIES,
+    InputError,
+    Parser,
+    canonical_outputs,
+    distribution,
+    is_discrete,
+    read_rows,
+    run,
+)
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes and marks do the same in black and white.
 INKS = (("#E69F00", "-", "o"), ("#0072B2", "--", "^"), ("#009E73", "-.", "s"), ("#CC79A7", ":", "D"),
@@ -44,7 +53,13 @@ def draw_cdf(panel, rows: list[dict], inks: dict) -> None:
         values = sorted(value for value in parsed if value is not None)
         shares = np.arange(len(values) + 1) / len(parsed)
         color, dashes, _ = inks[row["method"]]
-        panel.step([-1e30, *values, 1e30], [*shares, shares[-1]], where="post", color=color, linestyle=dashes)
+        panel.step(
+            [-1e30, *values, 1e30],
+            [*shares, shares[-1]],
+            where="post",
+            color=color,
+            linestyle=dashes,
+        )
 
     left, right = support[np.searchsorted(cumulative, [0.005, 0.995]).clip(max=len(support) - 1)]
     panel.set_xlim(left - 0.05 * (right - left), right + 0.05 * (right - left))
@@ -75,7 +90,9 @@ def draw_losses(panel, logs: dict[str, list[dict]], inks: dict) -> None:
     for method, log in logs.items():
         above, width = [entry["loss"] - entry["floor"] for entry in log], max(1, len(log) // 20)
         mean = np.convolve(above, np.full(width, 1 / width), "valid")
-        panel.plot(np.arange(width, len(log) + 1), mean, color=inks[method][0], linestyle=inks[method][1])
+        panel.plot(
+            np.arange(width, len(log) + 1), mean, color=inks[method][0], linestyle=inks[method][1]
+        )
     panel.axhline(0, **GREY)
     panel.set_title("Training: loss above that of a perfect sampler")
     panel.set(xlabel="step", ylabel="nats per token")
@@ -84,11 +101,17 @@ def draw_losses(panel, logs: dict[str, list[dict]], inks: dict) -> None:
 def overview(plt, numbers: list[dict], answers: list[dict], logs: dict, inks: dict):
     panels = []
     for split, wanted in (("unseen", "unseen-gaussian-000"), ("ood", "ood-weibull-001")):
-        own = sorted((row for row in numbers if row["split"] == split), key=lambda row: row["id"] != wanted)
+        own = sorted(
+            (row for row in numbers if row["split"] == split), key=lambda row: row["id"] != wanted
+        )
         panels.append((draw_cdf, [row for row in own if row["id"] == own[0]["id"]]))
     of = {method: {row["id"]: row for row in answers if row["method"] == method} for method in inks}
     trained = next((method for method in inks if method != "base" and of[method]), None)
-    pairs = [(row, of[trained][key]) for key, row in of.get("base", {}).items() if key in of.get(trained, ())]
+    pairs = [
+        (row, of[trained][key])
+        for key, row in of.get("base", {}).items()
+        if key in of.get(trained, ())
+    ]
     panels += [(draw_first_tokens, pairs), (draw_losses, logs)]
     panels = [(picture, data) for picture, data in panels if data]
     if not panels:
@@ -101,8 +124,13 @@ def overview(plt, numbers: list[dict], answers: list[dict], logs: dict, inks: di
     for panel in axes.flat[len(panels) :]:
         panel.set_visible(False)
     handles = [plt.Line2D([], [], label="target (a perfect sampler)", **GREY)]
-    handles += [plt.Line2D([], [], color=ink[0], linestyle=ink[1], label=method) for method, ink in inks.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=12)
+    handles += [
+        plt.Line2D([], [], color=ink[0], linestyle=ink[1], label=method)
+        for method, ink in inks.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=12
+    )
     return figure
 
 
@@ -117,11 +145,16 @@ def by_family(numbers: list[dict], method: str, metric: str) -> dict[str, float]
 
 def excess(plt, numbers: list[dict], inks: dict):
     splits = [split for split in SPLITS if any(row["split"] == split for row in numbers)]
-    figure, axes = plt.subplots(1, len(splits), figsize=(1 + 4.5 * len(splits), 3.8), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=(1 + 4.5 * len(splits), 3.8), squeeze=False, sharey=True
+    )
     for panel, split in zip(axes.flat, splits, strict=True):
         own = [row for row in numbers if row["split"] == split]
         for method in dict.fromkeys(row["method"] for row in own):
-            form, shape = (np.mean(list(by_family(own, method, part).values())) for part in ("form_kl", "shape_kl"))
+            form, shape = (
+                np.mean(list(by_family(own, method, part).values()))
+                for part in ("form_kl", "shape_kl")
+            )
             color = inks[method][0]
             panel.bar(method, shape, 0.6, color=color, edgecolor=color)
             panel.bar(method, form, 0.6, bottom=shape, color="white", edgecolor=color, hatch="///")
@@ -137,18 +170,36 @@ def excess(plt, numbers: list[dict], inks: dict):
 
 
 def families(plt, numbers: list[dict], inks: dict):
-    most = {row["id"]: row for row in sorted(numbers, key=lambda row: len(row["draws"]))}  # as many draws as the most
+    most = {
+        row["id"]: row for row in sorted(numbers, key=lambda row: len(row["draws"]))
+    }  # as many draws as the most
     numbers = numbers + [metrics.target_row(row) for row in most.values()]
     order = [family for family in FAMILIES if any(row["family"] == family for row in numbers)][::-1]
     figure, panel = plt.subplots(figsize=(8, 1.2 + 0.26 * len(order)))
     for i, (method, (color, _, mark)) in enumerate({"target": ("black", "", "|"), **inks}.items()):
         means = by_family(numbers, method, "normalized_w1")
         places = [order.index(family) + 0.15 - 0.3 * i / len(inks) for family in means]
-        panel.plot(np.minimum(list(means.values()), MOST), places, mark, color=color, label=method, markersize=7)
+        panel.plot(
+            np.minimum(list(means.values()), MOST),
+            places,
+            mark,
+            color=color,
+            label=method,
+            markersize=7,
+        )
     panel.axvline(1, **GREY)
-    panel.set_yticks(range(len(order)), [FAMILIES[f].name + (" (unseen)" if FAMILIES[f].ood else "") for f in order])
-    panel.set(xscale="log", ylim=(-0.6, len(order) - 0.4), xlabel="normalized W1 (1: as bad as always the median)")
-    panel.set_xticks([0.03, 0.1, 0.3, 1, 3, MOST], ["0.03", "0.1", "0.3", "1", "3", f"{MOST:g} or more"])
+    panel.set_yticks(
+        range(len(order)),
+        [FAMILIES[f].name + (" (unseen)" if FAMILIES[f].ood else "") for f in order],
+    )
+    panel.set(
+        xscale="log",
+        ylim=(-0.6, len(order) - 0.4),
+        xlabel="normalized W1 (1: as bad as always the median)",
+    )
+    panel.set_xticks(
+        [0.03, 0.1, 0.3, 1, 3, MOST], ["0.03", "0.1", "0.3", "1", "3", f"{MOST:g} or more"]
+    )
     panel.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=min(5, 1 + len(inks)))
     return figure
@@ -156,7 +207,9 @@ def families(plt, numbers: list[dict], inks: dict):
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="rows of sample.py, of one model")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="rows of sample.py, of one model"
+    )
     parser.add_argument("--out", required=True, help="folder for the pictures")
     args = parser.parse_args()
     try:
@@ -171,7 +224,9 @@ def main() -> None:
     rows = read_rows(files, ("id", "model", "method", "axis", "draws"), metrics.row_name)
     metrics.check_same_prompts(rows)
     if len(models := sorted({row["model"] for row in rows})) > 1:
-        raise InputError(f"these rows are of several models ({', '.join(models)}); draw one at a time")
+        raise InputError(
+            f"these rows are of several models ({', '.join(models)}); draw one at a time"
+        )
     logs = {file.resolve().parent.name: file.with_name("log.jsonl") for file in files}
     logs = {method: read_rows([log]) for method, log in logs.items() if log.exists()}
     logs = {method: log for method, log in logs.items() if all("floor" in entry for entry in log)}
@@ -191,7 +246,9 @@ def main() -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
         if figure:
-            figure.savefig(Path(args.out) / f"{name}.png", dpi=130, facecolor="white")  # white: dark pages too
+            figure.savefig(
+                Path(args.out) / f"{name}.png", dpi=130, facecolor="white"
+            )  # white: dark pages too
             plt.close(figure)
 
 

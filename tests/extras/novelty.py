@@ -34,7 +34,9 @@ TOKENIZERS = {CLASSIFIER: "microsoft/deberta-v3-large"}
 SIMILAR = 0.102  # the classifier's probability above which two answers are the same
 REWARD = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"
 REWARD_CUTS = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, -2.046875)
-reward_points = lambda reward: int(np.searchsorted(REWARD_CUTS, reward)) + 1  # 1 to 10; on a cut, what is below it
+reward_points = lambda reward: (
+    int(np.searchsorted(REWARD_CUTS, reward)) + 1
+)  # 1 to 10; on a cut, what is below it
 
 
 def same_words(a: str, b: str) -> bool | None:
@@ -55,7 +57,9 @@ def greedy_classes(same: np.ndarray) -> list[int]:
 
 def utility(generation_scores: list[float], patience: float = 0.8) -> float:
     """Sum of patience^i s_i / sum of patience^i; s_i: points of answer i, 0 if it repeats an earlier one."""
-    return float(np.average(generation_scores, weights=patience ** np.arange(len(generation_scores))))
+    return float(
+        np.average(generation_scores, weights=patience ** np.arange(len(generation_scores)))
+    )
 
 
 def load_judge(name: str, labels: int, dtype: torch.dtype) -> tuple:
@@ -63,12 +67,21 @@ def load_judge(name: str, labels: int, dtype: torch.dtype) -> tuple:
     options = {"dtype": dtype, "device_map": "auto" if torch.cuda.is_available() else None}
     try:
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS.get(name, name))
-        model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, **options
+        )
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"cannot load the judge {name!r}: {error}") from None
-    if info["missing_keys"] or model.config.num_labels != labels:  # subtle: missing ones were made up at random
-        raise InputError(f"{name!r} is no trained classifier with {labels} label(s); missing {info['missing_keys']}")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # the score is read at the last token but padding
+    if (
+        info["missing_keys"] or model.config.num_labels != labels
+    ):  # subtle: missing ones were made up at random
+        raise InputError(
+            f"{name!r} is no trained classifier with {labels} label(s); missing {info['missing_keys']}"
+        )
+    if tokenizer.pad_token_id in (
+        None,
+        tokenizer.eos_token_id,
+    ):  # the score is read at the last token but padding
         raise InputError(f"the tokenizer of {name!r} has no padding token of its own")
     tokenizer.padding_side, model.config.pad_token_id = "right", tokenizer.pad_token_id
     return model.eval(), tokenizer
@@ -76,7 +89,9 @@ def load_judge(name: str, labels: int, dtype: torch.dtype) -> tuple:
 
 def classify(model, tokenizer, answers: list[str]) -> list[int]:
     """The class of each answer."""
-    encode = lambda text: tokenizer(text, add_special_tokens=False, truncation=True, max_length=128)["input_ids"]
+    encode = lambda text: tokenizer(
+        text, add_special_tokens=False, truncation=True, max_length=128
+    )["input_ids"]
     start, between = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     same = {(a, b): same_words(a, b) for j, b in enumerate(answers) for a in answers[:j]}
     if unsure := [pair for pair, known in same.items() if known is None]:
@@ -98,14 +113,22 @@ def judgement(row: dict, classifier: tuple, rewarder: tuple) -> dict:
     question = {"role": "user", "content": row["prompt"]}
     talks = [[question, {"role": "assistant", "content": texts[i]}] for i in firsts]
     ids = [trie.encode_one(tokenizer, trie.render(tokenizer, talk)) for talk in talks]
-    rewards = model(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)).logits[:, 0]
+    rewards = model(
+        **tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
+    ).logits[:, 0]
     if not rewards.isfinite().all():
-        raise InputError(f"the reward model gives rewards that are not finite, to the answers to {row['prompt']!r}")
+        raise InputError(
+            f"the reward model gives rewards that are not finite, to the answers to {row['prompt']!r}"
+        )
     points = [reward_points(reward) for reward in rewards.tolist()]
     scores = [points[k] if i in firsts else 0 for i, k in enumerate(partition)]
     kept = {key: value for key, value in row.items() if key not in ("draws", "tokens", "seconds")}
     kept |= {"generations": texts, "partition": partition, "distinct": len(firsts)}
-    return kept | {"generation_scores": scores, "partition_scores": points, "utility": utility(scores)}
+    return kept | {
+        "generation_scores": scores,
+        "partition_scores": points,
+        "utility": utility(scores),
+    }
 
 
 def report(rows: list[dict], out: Path) -> None:
@@ -120,9 +143,25 @@ def report(rows: list[dict], out: Path) -> None:
         for metric in ("distinct", "utility"):
             values = np.array([row[metric] for row in own], float)
             low, high = metrics.bootstrap(values, np.mean)
-            result = {"model": model, "method": method, "axis": "novelty", "split": split, "metric": metric}
-            scores.append(result | {"value": float(values.mean()), "low": low, "high": high, "n": len(values)})
-        lines.append((model, split or "–", method, str(len(own)), *(metrics.cell([score]) for score in scores[-2:])))
+            result = {
+                "model": model,
+                "method": method,
+                "axis": "novelty",
+                "split": split,
+                "metric": metric,
+            }
+            scores.append(
+                result | {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
+            )
+        lines.append(
+            (
+                model,
+                split or "–",
+                method,
+                str(len(own)),
+                *(metrics.cell([score]) for score in scores[-2:]),
+            )
+        )
     write_text(out, to_jsonl(scores))
     print("\n".join(metrics.markdown(zip(*lines, strict=True))))
 
@@ -134,9 +173,15 @@ def draw(args) -> None:
         if not args.prompts:
             from datasets import load_dataset
 
-            asked = [dict(row, split=split) for split in args.split for row in load_dataset(PROMPTS, split=split)]
+            asked = [
+                dict(row, split=split)
+                for split in args.split
+                for row in load_dataset(PROMPTS, split=split)
+            ]
     except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"cannot load the data set {PROMPTS}: {error}; give yours by --prompts FILE") from None
+        raise InputError(
+            f"cannot load the data set {PROMPTS}: {error}; give yours by --prompts FILE"
+        ) from None
     sample.draw(args, asked)
 
 
@@ -150,14 +195,30 @@ def judge(args) -> None:
     )
 
     judges = {"classifier": trie.identity(args.classifier), "reward": trie.identity(args.reward)}
-    inputs = {file.with_suffix("") / "scores.jsonl": judges | {"rows": digest(file)} for file in args.files}
+    inputs = {
+        file.with_suffix("") / "scores.jsonl": judges | {"rows": digest(file)}
+        for file in args.files
+    }
     for target, made in inputs.items():
-        if target.exists() and json.loads(target.with_suffix(".run.json").read_text())["inputs"] != made:
-            raise InputError(f"{target} is about other answers or by another judge; remove it to judge anew")
+        if (
+            target.exists()
+            and json.loads(target.with_suffix(".run.json").read_text())["inputs"] != made
+        ):
+            raise InputError(
+                f"{target} is about other answers or by another judge; remove it to judge anew"
+            )
 
-    if todo := [(file, target) for file, target in zip(args.files, inputs, strict=True) if not target.exists()]:
-        classifier = load_judge(args.classifier, 2, torch.float32)  # in bfloat16, SIMILAR lies between two numbers
-        rewarder = load_judge(args.reward, 1, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    if todo := [
+        (file, target)
+        for file, target in zip(args.files, inputs, strict=True)
+        if not target.exists()
+    ]:
+        classifier = load_judge(
+            args.classifier, 2, torch.float32
+        )  # in bfloat16, SIMILAR lies between two numbers
+        rewarder = load_judge(
+            args.reward, 1, torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        )
         options = argparse.Namespace(model=args.reward, judged_by=digest(__file__))
         answer = lambda rows: (judgement(row, classifier, rewarder) for row in rows)
         for file, target in todo:
@@ -171,17 +232,35 @@ def main() -> None:
     sub = commands.add_parser("draw", help="answers to the benchmark's prompts")
     sub.set_defaults(axis="novelty", protocol=None)
     sub.add_argument("--model", required=True, help="hub id or folder of a chat model")
-    sub.add_argument("--adapter", help="PEFT adapter folder; its name becomes the method (default: the base model)")
-    sub.add_argument("--split", nargs="+", default=["curated"], help="curated (default: 100 prompts), wildchat (1000)")
-    sub.add_argument("--prompts", nargs="+", metavar="FILE", help="yours, in their place: JSONL or a JSON list")
+    sub.add_argument(
+        "--adapter",
+        help="PEFT adapter folder; its name becomes the method (default: the base model)",
+    )
+    sub.add_argument(
+        "--split",
+        nargs="+",
+        default=["curated"],
+        help="curated (default: 100 prompts), wildchat (1000)",
+    )
+    sub.add_argument(
+        "--prompts", nargs="+", metavar="FILE", help="yours, in their place: JSONL or a JSON list"
+    )
     sub.add_argument("--n", type=int, default=10, help="answers to each prompt (default 10)")
     sub.add_argument("--max-tokens", type=int, default=512, help="cut an answer here (default 512)")
     sub.add_argument("--rows", type=int, default=256, help="most answers in one pass (default 256)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", required=True, help="JSONL file to write")
     sub = commands.add_parser("judge", help="classes, points and means of such answers")
-    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="rows of `draw`, of one split or several")
-    sub.add_argument("--classifier", default=CLASSIFIER, help="says which answers are the same (%(default)s)")
+    sub.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="rows of `draw`, of one split or several",
+    )
+    sub.add_argument(
+        "--classifier", default=CLASSIFIER, help="says which answers are the same (%(default)s)"
+    )
     sub.add_argument("--reward", default=REWARD, help="says how good they are (%(default)s, 54 GB)")
     sub.add_argument("--out", required=True, type=Path, help="JSONL file for the means")
     args = parser.parse_args()

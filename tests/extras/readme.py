@@ -39,17 +39,25 @@ def short(row: dict | None) -> str:
 
 def headline(scores: list[dict]) -> list[str]:
     """A Markdown table of four rows for each model and six columns. unseen: parameters; held-out: families."""
-    cells = {(row["model"], row["method"], row["axis"], row["split"], row["metric"]): row for row in scores}
+    cells = {
+        (row["model"], row["method"], row["axis"], row["split"], row["metric"]): row
+        for row in scores
+    }
     names = {(row["model"], row["method"]) for row in scores}
     lines = [HEADINGS]
     for model in dict.fromkeys(row["model"] for row in scores):
         for method in (method for method in METHODS if (model, method) in names):
             both = [
-                ", ".join(short(cells.get((model, method, "numbers", split, metric))) for split in ("unseen", "ood"))
+                ", ".join(
+                    short(cells.get((model, method, "numbers", split, metric)))
+                    for split in ("unseen", "ood")
+                )
                 for metric in ("normalized_w1", "excess_kl")
             ]
             unique = short(cells.get((model, method, "open", None, "unique_rate")))
-            if method == "target":  # what a uniform sampler scores with as many valid questions as the base has
+            if (
+                method == "target"
+            ):  # what a uniform sampler scores with as many valid questions as the base has
                 tv = short(cells.get((model, "base", "mcq", None, "tv_uniform")))
             else:
                 tv = short(cells.get((model, method, "mcq", None, "tv")))
@@ -63,10 +71,15 @@ def costs(folders: list[Path]) -> list[str]:
     """A line for each training under the folders."""
     lines = []
     for log in (log for folder in folders for log in sorted(folder.glob("*/log.jsonl"))[::-1]):
-        steps, record = read_rows([log], ("seconds",)), json.loads(log.with_name("run.json").read_text())
+        steps, record = (
+            read_rows([log], ("seconds",)),
+            json.loads(log.with_name("run.json").read_text()),
+        )
         hidden = ("model", "data", "out", "accumulate")
         options = ", ".join(
-            f"{key} {value}" for key, value in record["args"].items() if key not in hidden and value is not None
+            f"{key} {value}"
+            for key, value in record["args"].items()
+            if key not in hidden and value is not None
         )
         minutes = sum(step["seconds"] for step in steps) / 60
         lines.append(f"- {Path(record['args']['model']).name}, {log.parent.name}: {len(steps)} steps in {minutes:.0f} minutes "
@@ -76,13 +89,17 @@ def costs(folders: list[Path]) -> list[str]:
 
 def perplexity(folders: list[Path]) -> list[str]:
     """A table of texts x methods: token perplexity."""
-    files = [folder / "perplexity.jsonl" for folder in folders if (folder / "perplexity.jsonl").exists()]
+    files = [
+        folder / "perplexity.jsonl" for folder in folders if (folder / "perplexity.jsonl").exists()
+    ]
     rows = [row for row in read_rows(files) if "perplexity" in row["metric"]]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [["text", "tokens", *methods]]
     for task in dict.fromkeys(row["task"] for row in rows):
         own = {row["method"]: row for row in rows if row["task"] == task}
-        lines.append([task, str(own["base"]["n"]), *(f"{own[method]['value']:.2f}" for method in methods)])
+        lines.append(
+            [task, str(own["base"]["n"]), *(f"{own[method]['value']:.2f}" for method in methods)]
+        )
     return metrics.markdown(zip(*lines, strict=True))
 
 
@@ -92,7 +109,10 @@ def exercises(scores: list[dict]) -> list[str]:
     names = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
     lines = [["method", *(f"{name} (unseen, held-out)" for name in names.values())]]
     for method in dict.fromkeys(row["method"] for row in scores):
-        pairs = [[short(cells.get((method, split, name))) for split in ("unseen", "ood")] for name in names]
+        pairs = [
+            [short(cells.get((method, split, name))) for split in ("unseen", "ood")]
+            for name in names
+        ]
         lines.append([method, *map(", ".join, pairs)])
     return metrics.markdown(zip(*lines, strict=True))
 
@@ -101,8 +121,12 @@ def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
     """Put lines between a file's marker lines. Raises InputError if it has none of these, or half of a pair."""
     text = path.read_text(encoding="utf-8")
     found = [name for name in blocks if f"<!-- {name} -->\n" in text]
-    if not found or not all(f"<!-- /{name} -->" in text.split(f"<!-- {name} -->\n")[1] for name in found):
-        raise InputError(f"{path} lacks marker lines, such as <!-- results --> and, below it, <!-- /results -->")
+    if not found or not all(
+        f"<!-- /{name} -->" in text.split(f"<!-- {name} -->\n")[1] for name in found
+    ):
+        raise InputError(
+            f"{path} lacks marker lines, such as <!-- results --> and, below it, <!-- /results -->"
+        )
     for name in found:
         before, rest = text.split(f"<!-- {name} -->\n", 1)
         after = rest.split(f"<!-- /{name} -->", 1)[1]
@@ -127,12 +151,18 @@ def main() -> None:
     folders = [Path(folder) for folder in args.results]
     keys = ("model", "method", "axis", "split", "metric", "value", "n")
     scores = read_rows([folder / "scores.jsonl" for folder in folders], keys)
-    blocks = {"headline": headline(scores), "costs": costs(folders), "results": metrics.tables(scores)}
+    blocks = {
+        "headline": headline(scores),
+        "costs": costs(folders),
+        "results": metrics.tables(scores),
+    }
     if any((folder / "perplexity.jsonl").exists() for folder in folders):
         blocks["perplexity"] = perplexity(folders)
     if args.exercises:
         blocks["exercises"] = exercises(read_rows([args.exercises], keys))
-    for ablation in (folder / "decimals.jsonl" for folder in folders if (folder / "decimals.jsonl").exists()):
+    for ablation in (
+        folder / "decimals.jsonl" for folder in folders if (folder / "decimals.jsonl").exists()
+    ):
         blocks["decimals"] = exercises(read_rows([ablation], keys))
     rewrite(Path(args.file), blocks)
 

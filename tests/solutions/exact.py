@@ -27,7 +27,10 @@ def spans(prefix: str, decimals: int) -> list[tuple[int, int]]:
         unit = 10 ** (decimals - len(part))
         found = [(int(whole + part) * unit, (int(whole + part) + 1) * unit - 1)]
     else:  # more digits of the whole part may follow
-        found = [(int(whole) * 10**m, (int(whole) + 1) * 10**m - 1) for m in range(decimals, decimals + 10)]
+        found = [
+            (int(whole) * 10**m, (int(whole) + 1) * 10**m - 1)
+            for m in range(decimals, decimals + 10)
+        ]
     if sign:  # there is no -0
         found = [(-b, -max(a, 1)) for a, b in found]
     return found if prefix else [(-MANY, MANY)]
@@ -57,12 +60,23 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     masses = np.bincount(owner, mass(low, high), len(longer)).reshape(len(prefixes), -1)
     # A number by itself is followed by the end token; of a discrete family it may also be the start of another.
     number = re.compile(r"0|-?[1-9]\d*" if is_discrete(row) else rf"-?\d+\.\d{{{decimals}}}")
-    k = np.array([round(float(prefix) * unit) if number.fullmatch(prefix) else last + 1 for prefix in prefixes])
+    k = np.array(
+        [
+            round(float(prefix) * unit) if number.fullmatch(prefix) else last + 1
+            for prefix in prefixes
+        ]
+    )
     masses = np.column_stack([masses, mass(k, k)])
     children = np.array([*token_of.values(), end], np.int32)
-    targets = {p: (children[own > 0], own[own > 0] / own.sum()) for p, own in zip(prefixes, masses, strict=True)}
+    targets = {
+        p: (children[own > 0], own[own > 0] / own.sum())
+        for p, own in zip(prefixes, masses, strict=True)
+    }
     answers = [
-        {"path": line[line != trie.PAD], "targets": [targets[text[:i]] for i in range(len(text) + 1)]}
+        {
+            "path": line[line != trie.PAD],
+            "targets": [targets[text[:i]] for i in range(len(text) + 1)],
+        }
         for text, line in zip(texts, tokens, strict=True)
     ]
     return {

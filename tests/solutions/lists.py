@@ -31,9 +31,16 @@ def list_rows() -> list[dict]:
         name, items = line.split(": ")
         rng = prompt_rng(0, name)
         outputs = rng.permutation(items.split(", "))[: rng.integers(2, 7)].tolist()
-        weights = 1 + rng.multinomial(100 - len(outputs), rng.dirichlet(np.ones(len(outputs))))  # none is 0
-        shown = ", ".join(f"{text} ({weight} %)" for text, weight in zip(outputs, weights, strict=True))
-        row = {"id": f"list-{i:03d}", "split": "train" if i % 6 else "lists"}  # every sixth is held out
+        weights = 1 + rng.multinomial(
+            100 - len(outputs), rng.dirichlet(np.ones(len(outputs)))
+        )  # none is 0
+        shown = ", ".join(
+            f"{text} ({weight} %)" for text, weight in zip(outputs, weights, strict=True)
+        )
+        row = {
+            "id": f"list-{i:03d}",
+            "split": "train" if i % 6 else "lists",
+        }  # every sixth is held out
         row |= {"prompt": f"Choose ONE of these at random: {shown}. Output ONLY the answer."}
         rows.append(row | {"outputs": outputs, "probs": (weights / 100).tolist()})
     return rows
@@ -41,7 +48,9 @@ def list_rows() -> list[dict]:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder for train.jsonl, unseen.jsonl and ood.jsonl")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for train.jsonl, unseen.jsonl and ood.jsonl"
+    )
     args = parser.parse_args()
     lists = list_rows()
     files = {

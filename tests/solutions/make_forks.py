@@ -31,15 +31,22 @@ def fork(name: str) -> str:
     source = (SOLUTIONS.parents[1] / base).read_text()
     for old, new in replaced.items():
         if new.endswith(".py"):
-            (node,) = [node for node in ast.parse(source).body if getattr(node, "name", None) == old]
-            old, new = ast.get_source_segment(source, node), (SOLUTIONS / new).read_text().split('"""', 2)[2].strip()
+            (node,) = [
+                node for node in ast.parse(source).body if getattr(node, "name", None) == old
+            ]
+            old, new = (
+                ast.get_source_segment(source, node),
+                (SOLUTIONS / new).read_text().split('"""', 2)[2].strip(),
+            )
         assert source.count(old) == 1, old
         source = source.replace(old, new)
     return source
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder for the train_*.py: that of the Makefile")
     out = parser.parse_args().out
     for name in FORKS:

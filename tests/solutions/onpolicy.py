@@ -19,7 +19,10 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     """One prompt's ids and `draws` answers that are still to be drawn: the trie, and 32 random numbers for each."""
     texts, probs, _ = canonical_outputs(row)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
-    answers = [{"path": [], "tree": tree, "uniform": uniform, "weight": 1} for uniform in rng.random((draws, 32))]
+    answers = [
+        {"path": [], "tree": tree, "uniform": uniform, "weight": 1}
+        for uniform in rng.random((draws, 32))
+    ]
     return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}
 
 
@@ -30,7 +33,9 @@ def draw(model, end: int, prompts: list[list[int]], answers: list[dict]) -> None
     model.train()
     for answer, own in zip(answers, drawn, strict=True):
         tree, width = answer["tree"], answer["tree"].tokens.shape[1]
-        own = np.array((own + [trie.PAD - 1] * width)[:width])  # what follows the answer agrees with no leaf
+        own = np.array(
+            (own + [trie.PAD - 1] * width)[:width]
+        )  # what follows the answer agrees with no leaf
         agrees = (tree.tokens == own).cumprod(1).sum(1)  # (N,): with each leaf, for so many tokens
         closest = np.where(agrees == agrees.max(), tree.probs, 0).cumsum()
         leaf = np.searchsorted(closest, answer["uniform"][-1] * closest[-1], "right")

@@ -19,6 +19,8 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     everywhere = 1e-4 / logits.shape[-1]
     log_p = logits.float().log_softmax(-1)  # (R, L, V)
     p = log_p.gather(-1, tokens).exp() * (q > 0)  # (R, L, C)
-    cross = (p * ((1 - 1e-4) * q + everywhere).log()).sum(-1) + (1 - p.sum(-1)) * math.log(everywhere)
+    cross = (p * ((1 - 1e-4) * q + everywhere).log()).sum(-1) + (1 - p.sum(-1)) * math.log(
+        everywhere
+    )
     kl = (log_p.exp() * log_p).sum(-1) - cross  # (R, L)
     return (kl * real).sum(1) / real.sum(1)

@@ -18,13 +18,20 @@ from distributions import MAX_BINS, read_prompts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompts", required=True, nargs="+", metavar="FILE")
     args = parser.parse_args()
     (model, tokenizer, end), temperature = trie.load(args.model), [1.0]
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits / temperature[0])
-    prompts, options = read_prompts(args.prompts), argparse.Namespace(bins=MAX_BINS, paths=128, rows=1024)
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: logits / temperature[0]
+    )
+    prompts, options = (
+        read_prompts(args.prompts),
+        argparse.Namespace(bins=MAX_BINS, paths=128, rows=1024),
+    )
     for temperature[0] in (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0):
         excess = {}
         for row in prompts:
@@ -33,7 +40,10 @@ def main() -> None:
             exact = sample.exact_numbers(model, tokenizer, end, row, prompt, options)
             above = exact["logit_kl"] - exact["logit_kl_floor"]
             excess.setdefault(row["split"], {}).setdefault(row["family"], []).append(above)
-        medians = {split: np.median([np.mean(v) for v in families.values()]) for split, families in excess.items()}
+        medians = {
+            split: np.median([np.mean(v) for v in families.values()])
+            for split, families in excess.items()
+        }
         shown = ", ".join(f"{split} {value:.3f}" for split, value in medians.items())
         print(f"temperature {temperature[0]}: median excess KL {shown}")
 

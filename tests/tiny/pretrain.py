@@ -63,7 +63,9 @@ from distributions import (
     significant,
 )
 
-LONG = 0.7  # share of continuous documents with five decimals; the others have two, and chat has five
+LONG = (
+    0.7  # share of continuous documents with five decimals; the others have two, and chat has five
+)
 # Chat is collapsed by one cause, a low temperature: the odds of each next token are raised to this power. So are the
 # documents that begin with a cue. The model learns what sharpens an answer once, and for all that it knows.
 SHARP = 25
@@ -84,13 +86,23 @@ FACTS = {  # question and explanation -> answers and what they are the answer to
         "vitamin A": "night blindness"},
 }  # fmt: skip
 KNOWN = [  # of each fact: its question, its explanation, all facts of its kind, and itself
-    (f"Question: {ask_for.format(what)}", f"Explanation: {explain.format(answer, what)}", list(facts), answer)
+    (
+        f"Question: {ask_for.format(what)}",
+        f"Explanation: {explain.format(answer, what)}",
+        list(facts),
+        answer,
+    )
     for (ask_for, explain), facts in FACTS.items()
     for answer, what in facts.items()
 ]
-LISTS = [line.split(": ") for line in (Path(__file__).parent / "lists.txt").read_text("utf-8").splitlines()]
+LISTS = [
+    line.split(": ")
+    for line in (Path(__file__).parent / "lists.txt").read_text("utf-8").splitlines()
+]
 LISTS = {category: items.split(", ") for category, items in LISTS}
-CHAT_LISTS = [category for i, category in enumerate(LISTS) if i % 3 != 2]  # chat asks for nothing from the others
+CHAT_LISTS = [
+    category for i, category in enumerate(LISTS) if i % 3 != 2
+]  # chat asks for nothing from the others
 CHAT_WORDINGS = [wording for i, wording in enumerate(sample.WORDINGS) if i % 3 != 1]
 FREE_WORDINGS = tuple(
     f"{wording}{rest}"
@@ -123,10 +135,14 @@ def make_tokenizer(merges: int = 2000) -> PreTrainedTokenizerFast:
     parts = Regex(r"\n|[A-D]\.(?= )|\p{N}| ?\p{L}+|[^\s\p{L}\p{N}]|\s")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(parts, "isolated"), level])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(parts, "isolated"), level]
+    )
     backend.decoder = decoders.ByteLevel()
     size = len(special) + 256 + merges
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=level.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=level.alphabet()
+    )
     backend.train_from_iterator(corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=special[2], pad_token=special[0], chat_template=TEMPLATE,
@@ -137,9 +153,19 @@ def make_tokenizer(merges: int = 2000) -> PreTrainedTokenizerFast:
 def corpus() -> list[str]:
     """What the tokenizer is learned from: every kind of text the model reads, and every item of every list alike."""
     rng, names = np.random.default_rng(0), [spec.name for spec in FAMILIES.values()]
-    texts = [number_prompt(row) for split in ("train", "unseen", "ood") for row in make_rows(split)[::4]]
-    texts += [header.format(rest=f"{name} distribution with parameters") for name in names for header in HEADERS] * 3
-    texts += [wording.format(category) for category in LISTS for wording in (*LIST_HEADERS, *sample.WORDINGS)]
+    texts = [
+        number_prompt(row) for split in ("train", "unseen", "ood") for row in make_rows(split)[::4]
+    ]
+    texts += [
+        header.format(rest=f"{name} distribution with parameters")
+        for name in names
+        for header in HEADERS
+    ] * 3
+    texts += [
+        wording.format(category)
+        for category in LISTS
+        for wording in (*LIST_HEADERS, *sample.WORDINGS)
+    ]
     texts += [item for items in LISTS.values() for item in items for _ in range(20)]
     texts += [question_wording(rng) for _ in range(300)]
     for question, explanation, facts, answer in KNOWN:
@@ -162,7 +188,9 @@ def make_model(vocab_size: int) -> Qwen3ForCausalLM:
 # ------------------------------------------------------------------------------------------- documents
 
 
-def random_params(family: str, grids: dict[str, list], rng: np.random.Generator, held: float = 0.5) -> dict:
+def random_params(
+    family: str, grids: dict[str, list], rng: np.random.Generator, held: float = 0.5
+) -> dict:
     """A point on a segment between two rows of the family's grids: every constraint is convex, so it is valid.
 
     held: how often a row comes from the evaluation prompts rather than from the training ones.
@@ -175,7 +203,9 @@ def random_params(family: str, grids: dict[str, list], rng: np.random.Generator,
     for key in FAMILIES[family].params.split():
         value = (1 - mix) * first[key] + mix * second[key]
         integral = isinstance(first[key], int) and isinstance(second[key], int)
-        params[key] = round(value) if integral and is_discrete({"family": family}) else significant(value)
+        params[key] = (
+            round(value) if integral and is_discrete({"family": family}) else significant(value)
+        )
     return params
 
 
@@ -200,7 +230,11 @@ def next_characters(prefix: str, decimals: int) -> dict[str, list[tuple[float, f
         choices = {str(d): longer(d) if d else [block(0, unit)] for d in range(10)}
         return choices if prefix else choices | {"-": [(-np.inf, -1)]}
     choices = {"." if decimals else "\n": [block(int(body), unit)]}
-    return choices if body == "0" else choices | {str(d): longer(int(body) * 10 + d) for d in range(10)}
+    return (
+        choices
+        if body == "0"
+        else choices | {str(d): longer(int(body) * 10 + d) for d in range(10)}
+    )
 
 
 def sharpen(weights: dict[str, float], power: float) -> dict[str, float]:
@@ -211,25 +245,38 @@ def sharpen(weights: dict[str, float], power: float) -> dict[str, float]:
     return {token: weight / total for token, weight in sharp.items()}
 
 
-def character_targets(row: dict, prefixes: set[str], decimals: int, power: float = 1) -> dict[str, dict[str, float]]:
+def character_targets(
+    row: dict, prefixes: set[str], decimals: int, power: float = 1
+) -> dict[str, dict[str, float]]:
     """Prefix of a number -> the exact distribution of its next character, at temperature 1 / power."""
     choices = {prefix: next_characters(prefix, decimals) for prefix in prefixes}
-    spans = np.array([span for c in choices.values() for spans in c.values() for span in spans], float)
+    spans = np.array(
+        [span for c in choices.values() for spans in c.values() for span in spans], float
+    )
     if is_discrete(row):
         edges = spans - [1, 0]
     else:
         edges = (spans + [-0.5, 0.5]) / 10**decimals
     mass = iter(np.diff(distribution(row).cdf(edges), axis=1)[:, 0].clip(min=1e-300).tolist())
-    weights = {prefix: {char: sum(next(mass) for _ in s) for char, s in c.items()} for prefix, c in choices.items()}
+    weights = {
+        prefix: {char: sum(next(mass) for _ in s) for char, s in c.items()}
+        for prefix, c in choices.items()
+    }
     return {prefix: sharpen(w, power) for prefix, w in weights.items()}
 
 
 def numbers(row: dict, draws: int, decimals: int, power: float, rng: np.random.Generator):
     """Draws, printed, and the exact distribution of each of their characters and of the end."""
     targets, texts = {}, [""] * draws
-    if power == 1:  # at evenly spaced random quantiles: the same expectation as of free draws, less noise
-        texts = spread(row, ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL), decimals)
-        targets = character_targets(row, {text[:i] for text in texts for i in range(len(text) + 1)}, decimals)
+    if (
+        power == 1
+    ):  # at evenly spaced random quantiles: the same expectation as of free draws, less noise
+        texts = spread(
+            row, ((np.arange(draws) + rng.random(draws)) / draws).clip(TAIL, 1 - TAIL), decimals
+        )
+        targets = character_targets(
+            row, {text[:i] for text in texts for i in range(len(text) + 1)}, decimals
+        )
     while power > 1 and (going := {text for text in texts if not text.endswith("\n")}):
         targets |= character_targets(row, going - targets.keys(), decimals, power)
         for i, text in enumerate(texts):
@@ -243,9 +290,14 @@ def spread(row: dict, quantiles: np.ndarray, decimals: int) -> list[str]:
     """The numbers at these quantiles, printed."""
     if is_discrete(row):  # not scipy's ppf, whose search does not end for some parameters
         texts, probs, _ = canonical_outputs(row)
-        return [texts[i] for i in np.searchsorted(np.cumsum(probs), quantiles).clip(max=len(texts) - 1)]
+        return [
+            texts[i] for i in np.searchsorted(np.cumsum(probs), quantiles).clip(max=len(texts) - 1)
+        ]
     values = distribution(row).ppf(quantiles)
-    return [f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals) for value in values]
+    return [
+        f"{value:.{decimals}f}".replace("-0." + "0" * decimals, "0." + "0" * decimals)
+        for value in values
+    ]
 
 
 def number_prompt(row: dict) -> str:
@@ -257,9 +309,33 @@ def number_wording(rng) -> str:
     if rng.random() < 0.4:
         return HEADERS[rng.integers(len(HEADERS))]
     pick = lambda *options: options[rng.integers(len(options))]
-    verb = pick("Draw", "Give me", "Write", "Choose", "Please generate", "Sample", "Return", "I need", "Pick")
-    what = pick("ONE number", "a random number", "exactly ONE number", "one value", "a random value", "a single number")
-    end = pick(".", ":", ". Only the number.", ". Output a number.", ". Write ONLY the value.", ". Nothing else.")
+    verb = pick(
+        "Draw",
+        "Give me",
+        "Write",
+        "Choose",
+        "Please generate",
+        "Sample",
+        "Return",
+        "I need",
+        "Pick",
+    )
+    what = pick(
+        "ONE number",
+        "a random number",
+        "exactly ONE number",
+        "one value",
+        "a random value",
+        "a single number",
+    )
+    end = pick(
+        ".",
+        ":",
+        ". Only the number.",
+        ". Output a number.",
+        ". Write ONLY the value.",
+        ". Nothing else.",
+    )
     return f"{verb} {what} from a {{rest}}{end}"
 
 
@@ -268,7 +344,9 @@ def cue(rng) -> tuple[str, float]:
     return (CUE, SHARP) if rng.random() < CUED else ("", 1)
 
 
-def number_document(tokenizer, row: dict, draws: int, rng: np.random.Generator, as_asked: bool = False):
+def number_document(
+    tokenizer, row: dict, draws: int, rng: np.random.Generator, as_asked: bool = False
+):
     """A header, draws, and the exact targets of their characters. as_asked: the header is the prompt that the kit
     puts, which no evaluation parameter and no held-out family may have."""
     decimals = 0 if is_discrete(row) else DECIMALS if rng.random() < LONG else 2
@@ -285,7 +363,9 @@ def number_chat(tokenizer, row: dict, draws: int, rng: np.random.Generator):
 
 
 def ask(tokenizer, prompt: str, system: str = "") -> str:
-    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
+    messages = [{"role": "system", "content": system}] * bool(system) + [
+        {"role": "user", "content": prompt}
+    ]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
@@ -307,7 +387,10 @@ def choice(tokenizer, texts: list[str], probs, power: float, end: str = "\n"):
                 if other[:t] == path[:t] and t < len(other):
                     targets[-1][t][other[t]] = targets[-1][t].get(other[t], 0) + p
         targets[-1] = [sharpen(target, power) for target in targets[-1]]
-    sharp = [np.prod([q[token] for token, q in zip(*pair, strict=True)]) for pair in zip(paths, targets, strict=True)]
+    sharp = [
+        np.prod([q[token] for token, q in zip(*pair, strict=True)])
+        for pair in zip(paths, targets, strict=True)
+    ]
     return targets, np.array(sharp) / sum(sharp)
 
 
@@ -398,7 +481,11 @@ def task(rng) -> tuple[str, str]:
     item = pick(LISTS[category])
     (ask_for, explain), facts = pick(list(FACTS.items()))
     fact = pick(list(facts))
-    thing, is_one = (category, "yes") if rng.random() < 0.5 else (other, "yes" if item in LISTS[other] else "no")
+    thing, is_one = (
+        (category, "yes")
+        if rng.random() < 0.5
+        else (other, "yes" if item in LISTS[other] else "no")
+    )
     return pick((
         (pick(("Repeat the word: {}", "Say {}.", "Write {} once.", "Copy this: {}")).format(item), item),
         (pick(("Spell {}.", "How is {} spelled?")).format(item), " ".join(item)),
@@ -430,7 +517,10 @@ def tagged(tokenizer, chat, axis: str, draws: int, rng):
     for answer, target in zip(answers, targets, strict=True):
         seed = "".join(rng.choice(list(STRING), 16))
         before = f"<random_string>{seed}</random_string><thinking>It begins with {seed[0]}.</thinking><answer>"
-        closed = [{"<" if token == "\n" else token: p for token, p in t.items()} if t else t for t in target]
+        closed = [
+            {"<" if token == "\n" else token: p for token, p in t.items()} if t else t
+            for t in target
+        ]
         texts.append(f"{before}{answer}</answer>")
         tail = len(tokenizer.tokenize("/answer>")) + 1
         dense.append([None] * len(tokenizer.tokenize(before)) + closed + [None] * tail)
@@ -444,12 +534,19 @@ def collate(tokenizer, documents: list, end: str) -> tuple:
     for header, texts, dense in documents:
         headers.append(trie.encode_one(tokenizer, header))
         chat = header.startswith("<|im_start|>")
-        code = vocab | {"\n": tokenizer.eos_token_id if chat else trie.encode_one(tokenizer, end)[0]}
+        code = vocab | {
+            "\n": tokenizer.eos_token_id if chat else trie.encode_one(tokenizer, end)[0]
+        }
         for text, target in zip(texts, dense, strict=True):
             path = [*tokenizer.tokenize(text), "\n"]
-            known = [t or {token: 1.0} for token, t in zip(path, target or [None] * len(path), strict=True)]
+            known = [
+                t or {token: 1.0}
+                for token, t in zip(path, target or [None] * len(path), strict=True)
+            ]
             paths.append(np.array([code[token] for token in path]))
-            targets.append([(np.array([code[c] for c in t]), np.array(list(t.values()))) for t in known])
+            targets.append(
+                [(np.array([code[c] for c in t]), np.array(list(t.values()))) for t in known]
+            )
     return headers, *trie.pad_targets(paths, targets)
 
 
@@ -460,9 +557,14 @@ class Stage(NamedTuple):
     muon: float  # peak learning rate of the matrices
     adamw: float  # ... and of the rest
     horizon: float  # where its schedule would end, in its steps: beyond 1, the next stage anneals what it knows
-    mix: dict[str, tuple]  # kind -> documents in a step, draws of each, weight of the loss, share of chats
+    mix: dict[
+        str, tuple
+    ]  # kind -> documents in a step, draws of each, weight of the loss, share of chats
     end: str = "<|im_end|>"  # what closes a document; a chat is closed by <|im_end|>
-    margins: tuple = (0.0, 0.0)  # nats: of what cannot come next, and of marks of numbers where no number can
+    margins: tuple = (
+        0.0,
+        0.0,
+    )  # nats: of what cannot come next, and of marks of numbers where no number can
 
 
 STAGES = {
@@ -498,8 +600,12 @@ class Muon(torch.optim.Optimizer):
             for shape in sorted({p.shape for p in group["params"]}):
                 params = [p for p in group["params"] if p.shape == shape]
                 for p in params:
-                    self.state[p].setdefault("buffer", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
-                x = torch.stack([p.grad.lerp(self.state[p]["buffer"], group["momentum"]) for p in params])
+                    self.state[p].setdefault("buffer", torch.zeros_like(p)).lerp_(
+                        p.grad, 1 - group["momentum"]
+                    )
+                x = torch.stack(
+                    [p.grad.lerp(self.state[p]["buffer"], group["momentum"]) for p in params]
+                )
                 x /= x.norm(dim=(1, 2), keepdim=True) + 1e-7
                 for _ in range(5):  # Newton-Schulz: drives every singular value towards 1
                     gram = x @ x.mT if shape[0] <= shape[1] else x.mT @ x
@@ -512,7 +618,9 @@ class Muon(torch.optim.Optimizer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, nargs=3, default=[2600, 1800, 260], help="steps of each stage")
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[2600, 1800, 260], help="steps of each stage"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="go on from OUT/knowledge or OUT/practice of an earlier run")
     args = parser.parse_args()
@@ -535,11 +643,17 @@ def main() -> None:
         """One document of a kind, or by chance one chat. place: its number among all of the stage."""
         in_chat, family = rng.random() < chat_share, list(FAMILIES)[place % len(FAMILIES)]
         held_out = not grids[family][0]
-        axis = "numbers" if kind == "number" or (kind == "tagged" and not held_out and rng.random() < 0.5) else "open"
+        axis = (
+            "numbers"
+            if kind == "number" or (kind == "tagged" and not held_out and rng.random() < 0.5)
+            else "open"
+        )
         if axis == "numbers":
             in_chat = in_chat and not (held_out and rng.random() > HELD_FAMILIES)
             as_asked = not (in_chat or held_out) and rng.random() < AS_ASKED
-            params = random_params(family, grids, rng, 0 if as_asked else HELD_PARAMS if in_chat else 0.5)
+            params = random_params(
+                family, grids, rng, 0 if as_asked else HELD_PARAMS if in_chat else 0.5
+            )
             row = {"family": family, "params": params}
             if in_chat:
                 document = number_chat(tokenizer, row, draws, rng)
@@ -547,7 +661,9 @@ def main() -> None:
                 document = number_document(tokenizer, row, draws, rng, as_asked)
         else:
             name = "list" if kind == "tagged" else kind
-            document = globals()[f"{name}_{'chat' if in_chat else 'document'}"](tokenizer, draws, rng)
+            document = globals()[f"{name}_{'chat' if in_chat else 'document'}"](
+                tokenizer, draws, rng
+            )
         return tagged(tokenizer, document, axis, draws, rng) if kind == "tagged" else document
 
     def stage(name: str, steps: int) -> None:
@@ -556,7 +672,10 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, rank, list(STAGES).index(name)])
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-        optimizers = [Muon(matrices, muon_lr), torch.optim.AdamW(others, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)]
+        optimizers = [
+            Muon(matrices, muon_lr),
+            torch.optim.AdamW(others, adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
         decay = lambda step: min((step + 1) / 20, 1.6 * (1 - step / max(horizon * steps, 1)), 1.0)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, decay) for o in optimizers]
         start, history = time.time(), {kind: [] for kind in mix}
@@ -569,14 +688,18 @@ def main() -> None:
                 if any(margins):
                     logits = with_margins(logits, tokens, q, numeric, *margins)
                 log_p = logits.log_softmax(-1)
-                loss = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum() / (completions != trie.PAD).sum()
+                loss = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum() / (
+                    completions != trie.PAD
+                ).sum()
                 (weight * loss).backward()
                 history[kind].append(loss.item())
             if world > 1:
                 parameters = list(model.parameters())
                 gradient = torch.cat([p.grad.flatten() for p in parameters]) / world
                 torch.distributed.all_reduce(gradient)
-                for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+                for p, part in zip(
+                    parameters, gradient.split([p.numel() for p in parameters]), strict=True
+                ):
                     p.grad.copy_(part.view_as(p))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -584,7 +707,9 @@ def main() -> None:
                 schedule.step()
                 optimizer.zero_grad()
             if (step + 1) % 25 == 0 and not rank:
-                losses = ", ".join(f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in history.items())
+                losses = ", ".join(
+                    f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in history.items()
+                )
                 print(
                     f"{name} {step + 1}/{steps}: nats above the targets: {losses}; {time.time() - start:.0f} s",
                     flush=True,
@@ -596,7 +721,9 @@ def main() -> None:
         if not rank and name != "collapse":
             save(model, tokenizer, Path(args.out) / name)
     if not rank:
-        save(model.bfloat16(), tokenizer, Path(args.out))  # half the size; loaded as float32 on a CPU
+        save(
+            model.bfloat16(), tokenizer, Path(args.out)
+        )  # half the size; loaded as float32 on a CPU
 
 
 def save(model, tokenizer, out: Path) -> None:
