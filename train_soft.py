@@ -1,20 +1,31 @@
-"""Soft calibration: LoRA on the exact next-token distribution of every prefix along a sampled path.
+r"""Soft calibration: fine-tune a language model on exact next-token probabilities.
 
-    python train_soft.py --model Qwen/Qwen3-0.6B --data data/train.jsonl --out runs/soft
-    python train_soft.py --model tests/tiny --data data/train.jsonl --out runs/small --limit 64 --epochs 1   # seconds
+    python train_soft.py --model Qwen/Qwen3-0.6B --data runs/data/train.jsonl --out runs/soft
 
-For each prompt a canonical output is drawn from its target. At every prefix of that output's token path the target over
-next tokens is known exactly (trie.py), and the loss is KL(target || model) there.
+To try it in seconds, use the embedded model and 64 prompts:
 
-Recipe (that of arXiv 2605.11845, and the defaults): batches of 32 prompts, 3 epochs: 189 steps, one path of 1001 bins a
-prompt, LoRA r 16, alpha 32, dropout .05 on q/k/v/o, AdamW at lr 2e-4, weight decay .01, 3 % warm-up, cosine decay.
+    python train_soft.py --model tests/tiny --data runs/data/train.jsonl --out runs/try \
+        --limit 64 --epochs 1 --lr 2e-3
 
-Differences from the paper's published code:
-1. Batches mix families evenly to the last one; theirs run out of the small families half-way.
-2. --branches K trains K answers of a prompt behind one prompt pass. K=1 is the paper's recipe.
+The idea. A prompt asks for one random number from a known distribution. After every prefix of an
+answer ("", "3", "3.", "3.1", ...) we therefore know how probable each next token should be; the
+prefix trie in trie.py computes it. So there is no need to train on samples and wait for their
+frequencies to average out. We sample one answer, and at each of its prefixes we pull the model's
+whole next-token distribution towards the target, with KL(target || model) as the loss.
 
-Reads prompt rows; writes a PEFT adapter folder with run.json (what was run; written first) and log.jsonl.
-To try a new objective, copy this file to train_mine.py and edit the three functions below.
+The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts in batches of 32,
+which makes 189 steps, with LoRA on the attention projections. It differs from the paper's code in
+two ways:
+
+1) Every batch mixes all families. In the paper's code the small families run out halfway.
+2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
+   default, the recipe is the paper's.
+
+The script reads prompts and writes a folder: a PEFT adapter, run.json (how it was made) and
+log.jsonl (the loss of every step).
+
+To try an objective of your own, copy this file to train_mine.py and edit the three functions
+below. The loop after them is the same in train_hard.py, line for line.
 """
 
 import json
@@ -22,24 +33,33 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-import distributions as dist
+import distributions
 import trie
 
-METHOD, EPOCHS, DRAWS, BINS = "soft", 3, 1, 1001
+METHOD = "soft"
+EPOCHS = 3
+DRAWS = 1  # sampled answers for each prompt, in each epoch
+BINS = 1001  # canonical outputs of a continuous distribution
 
-# ------------------------------------------------------------------------------------------------ edit here
+# ------------------------------------------------------------------------------- the objective
+# prepare() runs once for each prompt, collate() and loss() run at every step. Edit them.
 
 
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
-    """What training needs of one prompt: its ids, and `draws` sampled answers, each a path (L,) of token ids, its
-    weight in a step's mean (here all alike), a perfect sampler's loss (optional), and whatever `collate` wants.
+    """Sample a prompt's answers and work out their targets.
+
+    Returns the prompt's token ids and a list of `draws` answers. An answer has a `path` (its
+    tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect sampler would
+    have, optional), and whatever collate() needs: here, the targets at each of its prefixes.
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")
@@ -47,168 +67,214 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     >>> [tokenizer.decode(token) for token in example["answers"][0]["path"]]
     ['1', '<|im_end|>']
     """
-    texts, probs, perfect = dist.canonical_outputs(row, BINS)
+    texts, probs, perfect = distributions.canonical_outputs(row, BINS)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
-    floor = trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
-    answers = [
-        {"path": tree.path(leaf), "targets": tree.path_targets(leaf), "weight": 1, "floor": floor}
-        for leaf in tree.quantile_leaves(rng.random(draws))
-    ]
+    perfect = perfect[tree.order]  # the trie sorts its leaves
+    floor = trie.kl_floor(tree.probs, perfect, tree.lengths)
+
+    answers = []
+    for leaf in tree.quantile_leaves(rng.random(draws)):
+        targets = tree.path_targets(leaf)
+        answers.append({"path": tree.path(leaf), "targets": targets, "weight": 1, "floor": floor})
     return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}
 
 
 def collate(answers: list[dict]) -> dict[str, torch.Tensor]:
-    """R answers as tensors: completions (R, L); tokens and q (R, L, C) of each prefix's children, as in pad_targets."""
-    completions, tokens, q = trie.pad_targets(
-        [a["path"] for a in answers], [a["targets"] for a in answers]
-    )
+    """Stack R answers of at most L tokens; a prefix has at most C children in the trie.
+
+    completions (R, L): the answers' tokens, padded with PAD
+    tokens (R, L, C):   the children of each prefix, and
+    q (R, L, C):        their target probabilities, 0 where there are fewer than C
+    """
+    paths = [answer["path"] for answer in answers]
+    targets = [answer["targets"] for answer in answers]
+    completions, tokens, q = trie.pad_targets(paths, targets)
     return {"completions": completions, "tokens": tokens, "q": q}
 
 
 def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """KL(target || model) at each prefix, averaged over an answer's prefixes. Nats per token, (R,).
+    """KL(target || model), averaged over the prefixes of an answer; nats per token, shape (R,).
 
-        KL(prefix) = sum over its children c of  q(c) (log q(c) - log p(c))          (arXiv 2605.11845, soft)
+        KL(prefix) = sum over children c of  q(c) * (log q(c) - log p(c))
 
-    logits (R, L, V). p is their softmax over the full vocabulary: mass on what is no number costs.
+    logits has shape (R, L, V). The softmax runs over the full vocabulary, so probability that
+    the model puts on anything but a number costs it, too.
     """
-    tokens, q, real = batch["tokens"], batch["q"], batch["completions"] != trie.PAD
+    tokens, q = batch["tokens"], batch["q"]
+    real = batch["completions"] != trie.PAD  # (R, L)
     log_p = logits.float().log_softmax(-1).gather(-1, tokens)  # (R, L, C)
-    kl = (torch.xlogy(q, q) - q * log_p).sum(-1)  # (R, L)
+    kl = (torch.xlogy(q, q) - q * log_p).sum(-1)  # (R, L); xlogy makes 0 * log 0 = 0
     return (kl * real).sum(1) / real.sum(1)
 
 
-# ------------------------------------------------------------------------------------------------- the loop
+# ------------------------------------------------------------------------ the recipe and the plan
+
+
+def add_lora(model, seed: int):
+    """Add the paper's LoRA adapter, ready to train: float32 weights, whatever the model's own."""
+    torch.manual_seed(seed)  # of the adapter's first weights, and of dropout
+    lora = LoraConfig(
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        exclude_modules=trie.vision_modules(model),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora).train()
+
+
+class Unit(NamedTuple):
+    """One prompt with a few of its answers, which share one pass over the prompt."""
+
+    prompt: int  # which row
+    first: int  # the index of its first answer; the other branches follow it
+
+
+def plan(families: list[str], args) -> list[list[Unit]]:
+    """Decide which answers each optimizer step sees: a list of steps, each a list of units.
+
+    In every epoch each prompt uses `draws` new answers, `branches` at a time, and every answer
+    is used exactly once. A step is a batch of units in which all families are mixed.
+
+    One prompt with four answers in an epoch, two at a time, makes two units. In a batch of two,
+    they are one step of each epoch:
+
+    >>> from types import SimpleNamespace
+    >>> args = SimpleNamespace(epochs=2, draws=4, branches=2, batch=2, seed=0)
+    >>> for step in plan(["gaussian"], args):
+    ...     print([unit.first for unit in sorted(step)])
+    [0, 2]
+    [4, 6]
+    """
+    starts = range(0, args.draws, args.branches)
+    units = [Unit(i, start) for i in range(len(families)) for start in starts]
+    family_of = [families[unit.prompt] for unit in units]
+    rng = np.random.default_rng(args.seed)
+
+    steps = []
+    for epoch in range(args.epochs):
+        epoch_units = [Unit(i, epoch * args.draws + start) for i, start in units]
+        for batch in distributions.mixed_batches(family_of, args.batch, rng):
+            steps.append([epoch_units[i] for i in batch])
+    return steps
+
+
+# ------------------------------------------------------------------------------------ the loop
 
 
 def main() -> None:
-    parser = dist.Parser(description=__doc__)
-    parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
-    parser.add_argument("--data", required=True, help="prompt rows (train.jsonl)")
-    parser.add_argument("--out", required=True, help="adapter folder to write")
-    parser.add_argument(
-        "--batch", type=int, default=32, help="prompts per optimizer step (default 32)"
-    )
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="default %(default)s")
-    parser.add_argument(
-        "--draws", type=int, default=DRAWS, help="of a prompt in an epoch (default %(default)s)"
-    )
-    parser.add_argument(
-        "--branches", type=int, default=1, help="answers behind one prompt pass (default 1)"
-    )
-    parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate (default 2e-4)")
-    parser.add_argument(
-        "--accumulate",
-        type=int,
-        default=1,
-        help="split a step into so many passes, for less memory",
-    )
-    parser.add_argument("--limit", type=int, help="train on so many prompts only, evenly spaced")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = distributions.Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="hub id or folder of a chat model")
+    add("--data", required=True, help="prompts to train on (train.jsonl)")
+    add("--out", required=True, help="folder for the adapter")
+    add("--batch", type=int, default=32, help="prompts in an optimizer step (32)")
+    add("--epochs", type=int, default=EPOCHS, help="passes over the prompts (%(default)s)")
+    add("--draws", type=int, default=DRAWS, help="answers per prompt and epoch (%(default)s)")
+    add("--branches", type=int, default=1, help="answers that share a pass of their prompt (1)")
+    add("--lr", type=float, default=2e-4, help="peak learning rate (2e-4)")
+    add("--accumulate", type=int, default=1, help="passes per step, to save memory (1)")
+    add("--limit", type=int, help="train on this many prompts only, evenly spaced")
+    add("--seed", type=int, default=0, help="of answers, batches and weights (0)")
     args = parser.parse_args()
 
-    if args.draws % args.branches:
-        raise dist.InputError(f"--branches {args.branches} must divide --draws {args.draws}")
     out = Path(args.out)
-    dist.refuse(out, out / "adapter_config.json")
-    rows = dist.read_prompts([args.data], args.limit)
+    distributions.check_method(out.name)
+    distributions.must_be_new(out / "adapter_config.json", remove=out)
+    if args.draws % args.branches:
+        raise distributions.InputError(
+            f"--branches {args.branches} must divide --draws {args.draws}"
+        )
+    rows = distributions.read_prompts([args.data], args.limit)
 
     model, tokenizer, end = trie.load(args.model)
-    model = trie.add_lora(model, args.seed)
-    state = (
-        trie.processes()
-    )  # several under `accelerate launch`; each works on its share of every batch
-    if state.is_main_process:
-        trie.write_run(out / "run.json", args, data=dist.digest(args.data))
+    model = add_lora(model, args.seed)
 
-    # All answers are drawn before the first step, each prompt's from a stream of its own, whatever the order of work.
-    # Only dropout's masks depend on how rows are laid out: on --accumulate, and on the number of processes.
-    draws, bar = (
-        args.epochs * args.draws,
-        tqdm(rows, "prepare", leave=False, disable=not state.is_main_process),
-    )
-    data = [
-        prepare(tokenizer, end, row, draws, dist.prompt_rng(args.seed, row["id"])) for row in bar
-    ]
-
-    # A unit is one pass of a prompt with `branches` of its answers behind it; a step is a batch of units.
-    units = [(i, first) for i in range(len(rows)) for first in range(0, args.draws, args.branches)]
-    families, rng, steps = (
-        [rows[i].get("family", "own") for i, _ in units],
-        np.random.default_rng(args.seed),
-        [],
-    )
-    for epoch in range(args.epochs):
-        for batch in dist.mixed_batches(families, args.batch, rng):
-            steps.append([(units[u][0], epoch * args.draws + units[u][1]) for u in batch])
-    if min(map(len, steps)) < state.num_processes:
-        raise dist.InputError(
-            f"--batch {args.batch} is too small for {state.num_processes} processes"
-        )
-
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.01
-    )
+    # Under `accelerate launch` several processes run this file; each takes its share of a batch.
     accelerator = Accelerator(mixed_precision="no")
-    model, optimizer = accelerator.prepare(model, optimizer)
+    main_process = accelerator.is_main_process
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if main_process:
+        trie.write_run(out / "run.json", args, data=distributions.digest(args.data))
+
+    # Sample every answer before the first step. Each prompt has a random stream of its own, so
+    # its answers do not depend on the order of work.
+    examples = []
+    for row in tqdm(rows, "prepare", leave=False, disable=not main_process):
+        rng = distributions.prompt_rng(args.seed, row["id"])
+        examples.append(prepare(tokenizer, end, row, args.epochs * args.draws, rng))
+    steps = plan([row.get("family", "own target") for row in rows], args)
+    if min(len(batch) for batch in steps) < world:
+        raise distributions.InputError(f"--batch {args.batch} is too small for {world} processes")
+
+    def answers_of(units: list[Unit]) -> list[dict]:
+        answers = []
+        for unit in units:
+            last = unit.first + args.branches
+            answers += examples[unit.prompt]["answers"][unit.first : last]
+        return answers
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=args.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
-    answers_of = lambda batch: [
-        a for i, first in batch for a in data[i]["answers"][first : first + args.branches]
-    ]
+    model, optimizer = accelerator.prepare(model, optimizer)
 
-    with open(out / "log.jsonl" if state.is_main_process else os.devnull, "w") as log:
-        for step, batch in enumerate(
-            bar := tqdm(steps, METHOD, disable=not state.is_main_process), 1
-        ):
-            start, value, answers = time.perf_counter(), 0.0, answers_of(batch)
-            weight = sum(answer["weight"] for answer in answers)
+    log = open(out / "log.jsonl" if main_process else os.devnull, "w")
+    bar = tqdm(steps, METHOD, disable=not main_process)
+    for number, batch in enumerate(bar, 1):
+        start = time.perf_counter()
+        total_weight = sum(answer["weight"] for answer in answers_of(batch))
+        step_loss = 0.0
 
-            share = batch[state.process_index :: state.num_processes]
-            for part in np.array_split(
-                share, min(args.accumulate, len(batch) // state.num_processes)
-            ):
-                own = answers_of(part)
-                tensors = {name: tensor.to(state.device) for name, tensor in collate(own).items()}
+        # Gradients add up over the parts of a batch, so a part may be as small as memory requires.
+        # subtle: every process must run the same number of parts, or DDP waits forever.
+        my_share = batch[rank::world]
+        parts = min(args.accumulate, len(batch) // world)
+        for indices in np.array_split(np.arange(len(my_share)), parts):
+            part = [my_share[i] for i in indices]
+            answers = answers_of(part)
+            tensors = {k: v.to(accelerator.device) for k, v in collate(answers).items()}
 
-                # The prompts run once; every answer is a branch of its prompt's cache; the gradient flows through it.
-                prefix = trie.prefill(model, [data[i]["prompt"] for i, _ in part])
-                logits = trie.branch(model, prefix, tensors["completions"])  # (R, L, V)
+            # Read each prompt once, then all of its answers behind it, from the prompt's cache.
+            prompts = [examples[unit.prompt]["prompt"] for unit in part]
+            prefix = trie.prefill(model, prompts)
+            logits = trie.branch(model, prefix, tensors["completions"])  # (R, L, V)
 
-                weights = torch.tensor(
-                    [answer["weight"] / weight for answer in own], device=state.device
-                )
-                mean = (loss(logits, tensors) * weights).sum()
-                accelerator.backward(mean * state.num_processes)  # it averages over the processes
-                value += mean.detach()
+            weights = [answer["weight"] / total_weight for answer in answers]
+            weights = torch.tensor(weights, device=accelerator.device)
+            part_loss = (loss(logits, tensors) * weights).sum()
+            # subtle: DDP averages gradients over the processes; times `world` makes it a sum.
+            accelerator.backward(part_loss * world)
+            step_loss += part_loss.detach()
 
-            record = {
-                "step": step,
-                "loss": float(accelerator.reduce(value)),
-                "lr": schedule.get_last_lr()[0],
-            }
-            if not math.isfinite(record["loss"]):
-                raise dist.InputError(
-                    f"the loss of step {step} is not finite, and nothing was saved; lower --lr"
-                )
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-
-            if all("floor" in answer for answer in answers):
-                record["floor"] = (
-                    sum(answer["floor"] * answer["weight"] for answer in answers) / weight
-                )
-            record["tokens"] = sum(len(data[i]["prompt"]) for i, _ in batch) + sum(
-                len(a["path"]) for a in answers
+        step_loss = float(accelerator.reduce(step_loss, "sum"))
+        if not math.isfinite(step_loss):
+            raise distributions.InputError(
+                f"the loss of step {number} is {step_loss}, and nothing was saved; lower --lr"
             )
-            log.write(json.dumps(record | {"seconds": time.perf_counter() - start}) + "\n")
-            log.flush()
-            bar.set_postfix(
-                loss=f"{record['loss']:.3f}", perfect=f"{record.get('floor', math.nan):.3f}"
-            )
+        optimizer.step()
+        optimizer.zero_grad()
+        lr = schedule.get_last_lr()[0]
+        schedule.step()
 
+        # The floor is the expected loss of a perfect sampler on these prompts.
+        answers = answers_of(batch)
+        record = {"step": number, "loss": step_loss, "lr": lr}
+        floor = math.nan
+        if all("floor" in answer for answer in answers):
+            floor = sum(a["floor"] * a["weight"] for a in answers) / total_weight
+            record["floor"] = floor
+        prompt_tokens = sum(len(examples[unit.prompt]["prompt"]) for unit in batch)
+        record["tokens"] = prompt_tokens + sum(len(answer["path"]) for answer in answers)
+        record["seconds"] = time.perf_counter() - start
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+        bar.set_postfix(loss=f"{step_loss:.3f}", perfect=f"{floor:.3f}")
+
+    log.close()
     trie.save_adapter(accelerator, model, out)
 
 
 if __name__ == "__main__":
-    dist.run(main)
+    distributions.run(main)
