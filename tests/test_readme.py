@@ -59,6 +59,7 @@ def make_targets() -> set[str]:
     """All targets that make knows, those of included files among them. Nothing is made."""
     command = ["make", "--print-data-base", "--dry-run", "help"]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0
     known = re.sub(r"# Not a target:\n.*", "", done.stdout)
     return set(re.findall(r"^([a-z0-9]+):", known, re.MULTILINE))
 
