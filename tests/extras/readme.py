@@ -1,171 +1,242 @@
-"""The tables of a Markdown file, written between its marker lines from files of scores.
+r"""Write the tables of a Markdown file between its marker lines, from files of scores.
 
-    python tests/extras/readme.py README.md --results tests/results/tiny tests/results/smollm2
+    python tests/extras/readme.py README.md --results tests/results/*/ \
+        --exercises tests/solutions/scores.jsonl
     python tests/extras/readme.py page.md --results runs/tiny
 
-<!-- headline --> … <!-- /headline -->   one short table: base, soft, hard and a perfect sampler of each model
-<!-- results --> … <!-- /results -->     all tables of metrics.py, with intervals
-<!-- costs --> … <!-- /costs -->         what each training cost, with which options and on which hardware
-<!-- perplexity --> … <!-- /perplexity --> of the texts of retention.py --texts
-<!-- exercises --> … <!-- /exercises -->  the forks of tests/solutions, from --exercises FILE
-<!-- decimals --> … <!-- /decimals -->    the same of decimals.jsonl, scores of other decimals and bins
+A file may have any of these pairs of marker lines. Nothing outside them is changed.
 
-Reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its perplexity.jsonl where there is
-one. Of the markers, a file may have some.
-What this file does not do: compute a score, or change anything outside the markers.
+<!-- headline --> … <!-- /headline -->      base, soft, hard and a perfect sampler of each model
+<!-- costs --> … <!-- /costs -->            what each training cost, and with which options
+<!-- perplexity --> … <!-- /perplexity -->  the token perplexities of retention.py --texts
+<!-- exercises --> … <!-- /exercises -->    the forks of tests/solutions, from --exercises FILE
+
+The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and
+its perplexity.jsonl if there is one. The tables follow the order of the folders. All scores come
+from metrics.py and retention.py.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import distributions
 import metrics
-from distributions import InputError, Parser, read_rows, run, write_text
+from distributions import InputError
 
 METHODS = {"base": "base", "soft": "soft", "hard": "hard", "target": "a perfect sampler"}
-HEADINGS = ["model", "method", "norm. W1 (unseen, held-out)", "excess KL (unseen, held-out)", "unique open answers",
-            "TV of the right answer's place"]  # fmt: skip
+HEADLINE = (
+    "model",
+    "method",
+    "norm. W1 (unseen, held-out)",
+    "excess KL (unseen, held-out)",
+    "unique open answers",
+    "TV of the right answer's place",
+)
+SPLITS = ("unseen", "ood")
+
+# The defaults of the trainers, which are the paper's recipe. The tests compare them to the code.
+DEFAULTS = {"batch": 32, "branches": 1, "lr": 2e-4, "seed": 0}
+DEFAULTS_OF_METHOD = {"soft": {"epochs": 3, "draws": 1}, "hard": {"epochs": 2, "draws": 16}}
+# Where things are, and how a step is divided to save memory: neither is part of a recipe.
+NOT_OPTIONS = ("model", "data", "out", "accumulate")
 
 
-def short(row: dict | None) -> str:
-    """A score without its interval; – where there is none, ∞ where it is infinite."""
-    if row is None or not row["n"]:
+def two_decimals(value: float) -> str:
+    """A score as the tables show it.
+
+    >>> two_decimals(0.256), two_decimals(-0.001), two_decimals(123456), two_decimals(math.inf)
+    ('0.26', '0.00', '1e+05', '∞')
+    """
+    if value == math.inf:
+        return "∞"
+    if value >= 1000:
+        return f"{value:.0e}"
+    return f"{round(value, 2) + 0:.2f}"  # + 0 turns -0.0 into 0.0
+
+
+def short(score: dict | None) -> str:
+    """A score without its interval; – if there is none. In a score row, null means infinity."""
+    if score is None or score["n"] == 0:
         return "–"
-    if row["value"] is None or row["value"] >= 1000:
-        return "∞" if row["value"] is None else f"{row['value']:.0e}"
-    return f"{round(row['value'], 2) + 0:.2f}"  # + 0: there is no -0.00
+    return two_decimals(math.inf if score["value"] is None else score["value"])
+
+
+def first_of_each(scores: list[dict], keys: tuple[str, ...]) -> dict[tuple, dict]:
+    """The scores by their values of `keys`. Of several seeds, the first is kept."""
+    found = {}
+    for score in scores:
+        found.setdefault(tuple(score[key] for key in keys), score)
+    return found
+
+
+def table(lines: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table; the first is the heading."""
+    return metrics.markdown(zip(*lines, strict=True))
 
 
 def headline(scores: list[dict]) -> list[str]:
-    """A Markdown table of four rows for each model and six columns. unseen: parameters; held-out: families."""
-    cells = {
-        (row["model"], row["method"], row["axis"], row["split"], row["metric"]): row
-        for row in scores
-    }
-    names = {(row["model"], row["method"]) for row in scores}
-    lines = [HEADINGS]
-    for model in dict.fromkeys(row["model"] for row in scores):
-        for method in (method for method in METHODS if (model, method) in names):
-            both = [
-                ", ".join(
-                    short(cells.get((model, method, "numbers", split, metric)))
-                    for split in ("unseen", "ood")
-                )
-                for metric in ("normalized_w1", "excess_kl")
-            ]
-            unique = short(cells.get((model, method, "open", None, "unique_rate")))
-            if (
-                method == "target"
-            ):  # what a uniform sampler scores with as many valid questions as the base has
-                tv = short(cells.get((model, "base", "mcq", None, "tv_uniform")))
-            else:
-                tv = short(cells.get((model, method, "mcq", None, "tv")))
-                valid = cells.get((model, method, "mcq", None, "valid_rate"))
-                tv += f" ({valid['value']:.0%} valid)" if valid else ""
-            lines.append([model.split("/")[-1], METHODS[method], *both, unique, tv])
-    return metrics.markdown(zip(*lines, strict=True))
+    """A short table: for each model the base, soft, hard and a perfect sampler, as far as scored.
+
+    A cell of numbers has two values: new parameters, then held-out families.
+    """
+    cells = first_of_each(scores, ("model", "method", "axis", "split", "metric"))
+    scored = {(score["model"], score["method"]) for score in scores}
+    models = dict.fromkeys(score["model"] for score in scores)  # a set that keeps the order
+
+    lines = [list(HEADLINE)]
+    for model in models:
+        for method, name in METHODS.items():
+            if (model, method) not in scored:
+                continue
+            line = [model.split("/")[-1], name]
+            for metric in ("normalized_w1", "excess_kl"):
+                pair = [cells.get((model, method, "numbers", split, metric)) for split in SPLITS]
+                line.append(", ".join(short(score) for score in pair))
+            line.append(short(cells.get((model, method, "open", None, "unique_rate"))))
+
+            balance = short(cells.get((model, method, "mcq", None, "tv")))
+            valid = cells.get((model, method, "mcq", None, "valid_rate"))
+            if valid and method != "target":  # a perfect sampler's places are all valid
+                balance += f" ({valid['value']:.0%} valid)"
+            lines.append([*line, balance])
+    return table(lines)
+
+
+def duration(seconds: float) -> str:
+    """A time to the nearest minute, or to the nearest second if it is below a minute.
+
+    >>> duration(12.3), duration(6510)
+    ('12 s', '108 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 59.5 else f"{seconds / 60:.0f} min"
+
+
+def options(method: str, arguments: dict) -> str:
+    """The options of a training that are not its trainer's defaults; "the paper's" if all are.
+
+    A fork may have defaults of its own, so its epochs and draws are always listed.
+
+    >>> options("soft", {"batch": 32, "epochs": 3, "draws": 1, "lr": 0.002, "limit": None})
+    'lr 0.002'
+    """
+    trainer = method.split("-")[0]  # soft-s1 and soft-slow are trained by train_soft.py
+    defaults = DEFAULTS | DEFAULTS_OF_METHOD.get(trainer, {})
+    listed = [
+        f"{name} {value}"
+        for name, value in arguments.items()
+        if name not in NOT_OPTIONS and value is not None and value != defaults.get(name)
+    ]
+    return ", ".join(listed) or "the paper's"
+
+
+def training_logs(folder: Path) -> list[Path]:
+    """The logs of a model's trainings: soft, hard, then the others by name."""
+    order = list(METHODS)
+
+    def place(log: Path) -> tuple[int, str]:
+        method = log.parent.name
+        return order.index(method) if method in order else len(order), method
+
+    return sorted(folder.glob("*/log.jsonl"), key=place)
 
 
 def costs(folders: list[Path]) -> list[str]:
-    """A line for each training under the folders."""
-    lines = []
-    for log in (log for folder in folders for log in sorted(folder.glob("*/log.jsonl"))[::-1]):
-        steps, record = (
-            read_rows([log], ("seconds",)),
-            json.loads(log.with_name("run.json").read_text()),
-        )
-        hidden = ("model", "data", "out", "accumulate")
-        options = ", ".join(
-            f"{key} {value}"
-            for key, value in record["args"].items()
-            if key not in hidden and value is not None
-        )
-        minutes = sum(step["seconds"] for step in steps) / 60
-        lines.append(f"- {Path(record['args']['model']).name}, {log.parent.name}: {len(steps)} steps in {minutes:.0f} minutes "
-                     f"({options}) on {record['threads']} of {record['cores']} cores, {record['device']}")  # fmt: skip
-    return lines
+    """A table with a line for each training in the folders: its steps, time and options."""
+    lines = [["model", "method", "steps", "time", "options", "hardware"]]
+    for folder in folders:
+        for log in training_logs(folder):
+            method = log.parent.name
+            steps = distributions.read_rows([log], ("seconds",))
+            record = json.loads(log.with_name("run.json").read_text(encoding="utf-8"))
+            model = Path(record["args"]["model"]).name
+            time = duration(sum(step["seconds"] for step in steps))
+            hardware = f"{record['threads']} of {record['cores']} cores, {record['device']}"
+            recipe = options(method, record["args"])
+            lines.append([model, method, str(len(steps)), time, recipe, hardware])
+    return table(lines)
+
+
+def perplexity_files(folders: list[Path]) -> list[Path]:
+    files = [folder / "perplexity.jsonl" for folder in folders]
+    return [file for file in files if file.exists()]
 
 
 def perplexity(folders: list[Path]) -> list[str]:
-    """A table of texts x methods: token perplexity."""
-    files = [
-        folder / "perplexity.jsonl" for folder in folders if (folder / "perplexity.jsonl").exists()
-    ]
-    rows = [row for row in read_rows(files) if "perplexity" in row["metric"]]
+    """A table of token perplexities: a line for each model and text, a column for each method."""
+    rows = distributions.read_rows(perplexity_files(folders))
+    rows = [row for row in rows if "perplexity" in row["metric"]]
+    cells = first_of_each(rows, ("model", "task", "method"))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = [["text", "tokens", *methods]]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = {row["method"]: row for row in rows if row["task"] == task}
-        lines.append(
-            [task, str(own["base"]["n"]), *(f"{own[method]['value']:.2f}" for method in methods)]
-        )
-    return metrics.markdown(zip(*lines, strict=True))
+
+    lines = [["model", "text", "tokens", *methods]]
+    for model, task in dict.fromkeys((row["model"], row["task"]) for row in rows):
+        scores = [cells.get((model, task, method)) for method in methods]
+        values = ["–" if score is None else f"{score['value']:.2f}" for score in scores]
+        tokens = str(cells[model, task, "base"]["n"])
+        lines.append([Path(model).name, task, tokens, *values])
+    return table(lines)
 
 
 def exercises(scores: list[dict]) -> list[str]:
-    """A table of methods: excess KL, norm. W1 and valid, each for unseen parameters and held-out families."""
-    cells = {(row["method"], row["split"], row["metric"]): row for row in scores}
-    names = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
-    lines = [["method", *(f"{name} (unseen, held-out)" for name in names.values())]]
-    for method in dict.fromkeys(row["method"] for row in scores):
-        pairs = [
-            [short(cells.get((method, split, name))) for split in ("unseen", "ood")]
-            for name in names
-        ]
-        lines.append([method, *map(", ".join, pairs)])
-    return metrics.markdown(zip(*lines, strict=True))
+    """A table with a line for each method of the exercises.
+
+    Each cell has two values: new parameters, then held-out families.
+    """
+    columns = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
+    cells = first_of_each(scores, ("method", "split", "metric"))
+
+    lines = [["method", *(f"{name} (unseen, held-out)" for name in columns.values())]]
+    for method in dict.fromkeys(score["method"] for score in scores):
+        line = [method]
+        for metric in columns:
+            pair = [cells.get((method, split, metric)) for split in SPLITS]
+            line.append(", ".join(short(score) for score in pair))
+        lines.append(line)
+    return table(lines)
 
 
 def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
-    """Put lines between a file's marker lines. Raises InputError if it has none of these, or half of a pair."""
+    """Replace what stands between a file's marker lines by the lines of `blocks`.
+
+    Raises InputError, and leaves the file as it is, if it has none of the pairs of marker lines
+    or only one line of a pair.
+    """
     text = path.read_text(encoding="utf-8")
     found = [name for name in blocks if f"<!-- {name} -->\n" in text]
-    if not found or not all(
-        f"<!-- /{name} -->" in text.split(f"<!-- {name} -->\n")[1] for name in found
-    ):
-        raise InputError(
-            f"{path} lacks marker lines, such as <!-- results --> and, below it, <!-- /results -->"
-        )
+    wrong = f"{path} lacks marker lines, such as <!-- costs --> and, below it, <!-- /costs -->"
+    if not found:
+        raise InputError(wrong)
     for name in found:
-        before, rest = text.split(f"<!-- {name} -->\n", 1)
-        after = rest.split(f"<!-- /{name} -->", 1)[1]
-        body = "\n".join(blocks[name]).strip()
-        text = f"{before}<!-- {name} -->\n{body}\n<!-- /{name} -->{after}"
-    write_text(path, text)
+        before, opening, rest = text.partition(f"<!-- {name} -->\n")
+        old, closing, after = rest.partition(f"<!-- /{name} -->")
+        if not closing or opening in old:
+            raise InputError(wrong)
+        text = before + opening + "\n".join(blocks[name]) + "\n" + closing + after
+    distributions.write_text(path, text)
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("file", metavar="FILE", help="Markdown file with marker lines")
-    parser.add_argument(
-        "--results",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="DIR",
-        help="has scores.jsonl and METHOD/log.jsonl",
-    )
-    parser.add_argument("--exercises", metavar="FILE", help="scores of the exercises' forks")
+    parser = distributions.Parser(description=__doc__)
+    add = parser.add_argument
+    add("file", metavar="FILE", help="Markdown file with marker lines")
+    what = "folders that have a scores.jsonl and METHOD/log.jsonl"
+    add("--results", nargs="+", action="extend", required=True, metavar="DIR", help=what)
+    add("--exercises", metavar="FILE", help="scores of the exercises' forks")
     args = parser.parse_args()
+
     folders = [Path(folder) for folder in args.results]
     keys = ("model", "method", "axis", "split", "metric", "value", "n")
-    scores = read_rows([folder / "scores.jsonl" for folder in folders], keys)
-    blocks = {
-        "headline": headline(scores),
-        "costs": costs(folders),
-        "results": metrics.tables(scores),
-    }
-    if any((folder / "perplexity.jsonl").exists() for folder in folders):
+    scores = distributions.read_rows([folder / "scores.jsonl" for folder in folders], keys)
+    blocks = {"headline": headline(scores), "costs": costs(folders)}
+    if perplexity_files(folders):
         blocks["perplexity"] = perplexity(folders)
     if args.exercises:
-        blocks["exercises"] = exercises(read_rows([args.exercises], keys))
-    for ablation in (
-        folder / "decimals.jsonl" for folder in folders if (folder / "decimals.jsonl").exists()
-    ):
-        blocks["decimals"] = exercises(read_rows([ablation], keys))
+        blocks["exercises"] = exercises(distributions.read_rows([args.exercises], keys))
     rewrite(Path(args.file), blocks)
 
 
 if __name__ == "__main__":
-    run(main)
+    distributions.run(main)
