@@ -1,4 +1,4 @@
-## The pipeline: prompts -> adapters -> draws -> scores. What is missing is made; what is there stays.
+## The pipeline: prompts -> adapters -> draws -> scores. What is missing is made, the rest is kept.
 ##
 ##   make reproduce                         the embedded model: a few minutes on two CPU cores
 ##   make reproduce MODEL=Qwen/Qwen3-0.6B   the paper's recipe, on a model of the hub
@@ -60,7 +60,7 @@ if [ ! -e $@ ]; then \
   $1; status=$$?; [ -e $@ ] || rm -f $@.made; exit $$status; \
 elif [ "$$today" != "$$(cat $@.made)" ]; then \
   changes=$$(echo "$$today" | diff $@.made - | sed -n 's/^< /then: /p; s/^> /now: /p'); \
-  echo "$@ was made with other settings:" $$changes "(remove $(strip $3) to make it anew)" >&2; exit 1; \
+  echo "$@ was made otherwise:" $$changes "(to make it anew, remove $(strip $3))" >&2; exit 1; \
 fi
 endef
 
