@@ -501,7 +501,8 @@ def to_jsonl(rows: Iterable[dict]) -> str:
 
 def digest(path: str | Path) -> str:
     """The SHA-256 checksum of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------ command lines

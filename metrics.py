@@ -528,6 +528,18 @@ def check_same_prompts(rows: list[dict]) -> None:
             )
 
 
+def check_same_weights(rows: list[dict]) -> None:
+    """Raises InputError if rows of one model were drawn from different weights of that name."""
+    weights_of = {}
+    for row in rows:
+        weights = row.get("weights")
+        if weights and weights_of.setdefault(row["model"], weights) != weights:
+            raise distributions.InputError(
+                f"{name_of_row(row)}: its model has other weights ({weights}) than that of the "
+                f"rows before ({weights_of[row['model']]}); draw one of them anew"
+            )
+
+
 def check_output(path: str | None, beginnings: tuple[str, ...]) -> None:
     """Raises InputError if a file is there already that does not look like this script's own."""
     if path and Path(path).exists() and not Path(path).read_text().startswith(beginnings):
@@ -556,6 +568,7 @@ def main() -> None:
     # Other tools, such as pandas, write null where a row has no such key.
     rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
     check_same_prompts(rows)
+    check_same_weights(rows)
 
     scores = aggregate(rows)
     lines = tables(scores)

@@ -16,6 +16,7 @@ again: does the right answer stand at A, B, C and D equally often?
 The script writes one row for each prompt: the prompt's own row, and
 
     model, method, axis, seed   where it comes from; method is "base", or the adapter's folder
+    weights                     a short checksum of the model, which tells others of its name apart
     draws                       the raw answers, in the order drawn; one that was cut ends in "…"
     tokens, seconds             what all draws together cost, end tokens included
 
@@ -302,6 +303,10 @@ def to_text(tokenizer, path: list[int], ends: list[int]) -> str:
     return trie.decode(tokenizer, path) + "…"
 
 
+def checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def draw(args, prompts: list[dict]) -> None:
     """Ask a model all prompts and write the rows."""
     adapter = Path(args.adapter).resolve() if args.adapter else None
@@ -317,10 +322,11 @@ def draw(args, prompts: list[dict]) -> None:
     if args.axis == "numbers":
         source["bins"] = args.bins
 
-    inputs = {"prompts": hashlib.sha256(distributions.to_jsonl(prompts).encode()).hexdigest()}
+    inputs = {"prompts": checksum(distributions.to_jsonl(prompts))}
     inputs["model"] = trie.identity(args.model)
     if adapter:
         inputs["adapter"] = distributions.digest(adapter / "adapter_model.safetensors")
+    source["weights"] = checksum(inputs["model"])[:12]  # tells models of the same name apart
 
     def answer_some(some: list[dict]) -> list[dict]:
         return [row | source for row in answer(model, tokenizer, end, some, args)]

@@ -196,7 +196,8 @@ def main() -> None:
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
     if main_process:
-        trie.write_run(out / "run.json", args, data=distributions.digest(args.data))
+        inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
+        trie.write_run(out / "run.json", args, **inputs)
 
     # Sample every answer before the first step. Each prompt has a random stream of its own, so
     # its answers do not depend on the order of work.

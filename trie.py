@@ -521,7 +521,6 @@ def write_run(path: Path, args, **more) -> None:
     commit = subprocess.getoutput(f"git -C '{folder}' rev-parse HEAD 2>/dev/null")
     packages = ("torch", "transformers", "peft", "numpy", "scipy")
     record = {"args": vars(args), **more}
-    record["identity"] = identity(args.model)
     record["date"] = str(DATE)
     record["commit"] = commit
     record["device"] = device_name()
