@@ -195,10 +195,6 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="no")
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
-    if main_process:
-        inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
-        trie.write_run(out / "run.json", args, **inputs)
-
     # Sample every answer before the first step. Each prompt has a random stream of its own, so
     # its answers do not depend on the order of work.
     examples = []
@@ -221,9 +217,25 @@ def main() -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    log = open(out / "log.jsonl" if main_process else os.devnull, "w")
+    # A training that was killed goes on from its last checkpoint, and its log with it.
+    inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
+    options = {k: v for k, v in vars(args).items() if k not in ("model", "data", "out")}
+    made = {"options": options, "script": distributions.digest(__file__), "processes": world}
+    made |= inputs
+    checkpoint = trie.Checkpoint(
+        out / "checkpoint.pt", accelerator, made, trainable, optimizer, schedule
+    )
+    finished = checkpoint.load()
+    if main_process:
+        trie.write_run(out / "run.json", args, **inputs)
+        kept = (out / "log.jsonl").read_text().splitlines(True)[:finished] if finished else []
+        distributions.write_text(out / "log.jsonl", "".join(kept))
+
+    log = open(out / "log.jsonl" if main_process else os.devnull, "a")
     bar = tqdm(steps, METHOD, disable=not main_process)
     for number, batch in enumerate(bar, 1):
+        if number <= finished:
+            continue
         start = time.perf_counter()
         total_weight = sum(answer["weight"] for answer in answers_of(batch))
         step_loss = 0.0
@@ -272,9 +284,11 @@ def main() -> None:
         log.write(json.dumps(record) + "\n")
         log.flush()
         bar.set_postfix(loss=f"{step_loss:.3f}", perfect=f"{floor:.3f}")
+        checkpoint.save_if_due(number, end_of_epoch=number % (len(steps) // args.epochs) == 0)
 
     log.close()
     trie.save_adapter(accelerator, model, out)
+    checkpoint.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

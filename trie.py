@@ -30,6 +30,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from scipy.special import xlogy
@@ -53,6 +55,7 @@ from transformers.utils import logging as transformers_logging
 from distributions import InputError, digest, write_text
 
 PAD = -1  # fills short rows of a token matrix; never a token id
+CHECKPOINT_SECONDS = 300  # between the checkpoints of a training
 
 # -------------------------------------------------------------------------------- the trie
 
@@ -513,6 +516,59 @@ def save_adapter(accelerator, model, out: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         os.replace(temporary / name, out / name)
     shutil.rmtree(temporary)
+
+
+class Checkpoint:
+    """A training's state in one file, from which a killed training goes on as if uninterrupted.
+
+    `made` says how the training is made: options, data, script. A checkpoint that was made
+    otherwise is an error. The random states matter for dropout; every process has its own.
+    """
+
+    def __init__(self, path: Path, accelerator, made: dict, trainable: list, optimizer, schedule):
+        self.path, self.accelerator, self.made = path, accelerator, made
+        self.trainable, self.optimizer, self.schedule = trainable, optimizer, schedule
+        self.saved_at = time.monotonic()
+
+    def load(self) -> int:
+        """Restore the training. Returns how many steps it has finished, 0 if it is a new one."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        differing = [key for key in self.made if state["made"].get(key) != self.made[key]]
+        if differing:
+            raise InputError(
+                f"{self.path} is of a training with other {' and '.join(differing)}; "
+                f"remove {self.path.parent} to start anew"
+            )
+        with torch.no_grad():
+            for parameter, weights in zip(self.trainable, state["weights"], strict=True):
+                parameter.copy_(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        cpu, gpu = state["random"][self.accelerator.process_index]
+        torch.set_rng_state(cpu)
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(gpu)
+        return state["step"]
+
+    def save_if_due(self, step: int, end_of_epoch: bool) -> None:
+        """Keep the state if the epoch ends here, or if five minutes have passed."""
+        due = end_of_epoch or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        (due,) = broadcast_object_list([due])  # clocks differ; the main process decides
+        if not due:
+            return
+        gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        random = gather_object([(torch.get_rng_state(), gpu)])
+        if self.accelerator.is_main_process:
+            state = {"made": self.made, "step": step, "random": random}
+            state["weights"] = [parameter.detach() for parameter in self.trainable]
+            state["optimizer"] = self.optimizer.state_dict()
+            state["schedule"] = self.schedule.state_dict()
+            temporary = self.path.with_suffix(".tmp")
+            torch.save(state, temporary)
+            os.replace(temporary, self.path)
+        self.saved_at = time.monotonic()
 
 
 def write_run(path: Path, args, **more) -> None:
