@@ -1,85 +1,115 @@
-"""Exercise 3, the exact trie: these functions in the place of train_soft.py's prepare.
+"""Exercise 3, the exact trie: functions that replace train_soft.py's prepare.
 
-No bins: a prefix such as "-1.2" is an interval of the line, and its mass a difference of the CDF, so every five-decimal
-value is a leaf and a perfect sampler's loss is 0. For tokenizers with one token per character of a number (Qwen3,
-Gemma 3, SmolLM2, the embedded model).
+There are no bins. A prefix such as "-1.2" stands for an interval of the real line, and its mass is
+a difference of the CDF. Every five-decimal value is therefore a leaf, and a perfect sampler's loss
+is 0.
+
+This needs a tokenizer with one token for each character of a number (Qwen3, Gemma 3, SmolLM2, the
+embedded model).
 """
 
 import re
 
 import numpy as np
 
+import distributions
 import trie
-from distributions import InputError, is_discrete, lattice, sample_outputs
 
-MANY = 10**15
+CHARACTERS = "-.0123456789"
+MANY = 10**15  # larger than any integer k on a lattice
+MORE_DIGITS = 9  # before the decimal point, at most this many more digits may follow a prefix
 
 
 def spans(prefix: str, decimals: int) -> list[tuple[int, int]]:
-    """The integers k, as ranges (first, last), for which the text of k / 10^decimals begins with a prefix."""
-    form = re.fullmatch(r"(-?)(0|[1-9]\d*|)(?:(\.)(\d*))?", prefix)
-    if not form or (form[3] and (not form[2] or not decimals or len(form[4]) > decimals)):
+    """The integers k for which the text of k / 10^decimals begins with a prefix.
+
+    They are returned as ranges (first, last), both included.
+
+    >>> spans("1.2", decimals=2), spans("-0.", decimals=1), spans("01", decimals=1)
+    ([(120, 129)], [(-9, -1)], [])
+    """
+    parts = re.fullmatch(r"(-?)(0|[1-9]\d*|)(?:(\.)(\d*))?", prefix)
+    if not parts:
         return []
-    sign, whole, point, part = form.groups(default="")
-    if not whole:
-        found = [(0, MANY)]
+    sign, whole, point, fraction = parts.groups(default="")
+    if point and (not whole or decimals == 0 or len(fraction) > decimals):
+        return []
+    if not prefix:
+        return [(-MANY, MANY)]
+
+    if not whole:  # only a sign so far
+        magnitudes = [(0, MANY)]
     elif point or whole == "0":
-        unit = 10 ** (decimals - len(part))
-        found = [(int(whole + part) * unit, (int(whole + part) + 1) * unit - 1)]
-    else:  # more digits of the whole part may follow
-        found = [
-            (int(whole) * 10**m, (int(whole) + 1) * 10**m - 1)
-            for m in range(decimals, decimals + 10)
-        ]
-    if sign:  # there is no -0
-        found = [(-b, -max(a, 1)) for a, b in found]
-    return found if prefix else [(-MANY, MANY)]
+        digits = int(whole + fraction)
+        size = 10 ** (decimals - len(fraction))
+        magnitudes = [(digits * size, (digits + 1) * size - 1)]
+    else:  # more digits may follow before the point
+        sizes = [10**zeros for zeros in range(decimals, decimals + MORE_DIGITS + 1)]
+        magnitudes = [(int(whole) * size, (int(whole) + 1) * size - 1) for size in sizes]
+
+    if sign:
+        return [(-high, -max(low, 1)) for low, high in magnitudes]  # there is no -0
+    return magnitudes
+
+
+def mass(lattice: distributions.Lattice, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The probability of the values from low to high; the lattice's two ends take the tails."""
+    low = low.clip(lattice.first, lattice.last + 1)
+    high = high.clip(lattice.first - 1, lattice.last)
+    below = np.where(low == lattice.first, 0.0, lattice.cdf(low - 0.5))
+    up_to = np.where(high == lattice.last, 1.0, lattice.cdf(high + 0.5))
+    return np.where(low <= high, up_to - below, 0.0).clip(min=0)
+
+
+def next_masses(row: dict, prefixes: list[str]) -> np.ndarray:
+    """The mass of each of CHARACTERS behind each of P prefixes and, last, of the end. (P, 13)"""
+    lattice = distributions.lattice(row)
+    discrete = distributions.is_discrete(row)
+    decimals = len(str(lattice.unit)) - 1
+
+    # Several ranges may belong to one prefix: "1" begins 1, but also 10 to 19, and so on.
+    longer = [prefix + character for prefix in prefixes for character in CHARACTERS]
+    ranges = []
+    for i, text in enumerate(longer):
+        ranges += [(i, low, high) for low, high in spans(text, decimals)]
+    index, low, high = (np.array(column) for column in zip(*ranges, strict=True))
+    masses = np.bincount(index, mass(lattice, low, high), len(longer))
+    masses = masses.reshape(len(prefixes), len(CHARACTERS))
+
+    # A complete number may be followed by the end. If discrete, it may also begin a longer one.
+    number = re.compile(r"0|-?[1-9]\d*" if discrete else rf"-?\d+\.\d{{{decimals}}}")
+    outside = lattice.last + 1  # has no mass
+    values = []
+    for prefix in prefixes:
+        complete = number.fullmatch(prefix)
+        values.append(round(float(prefix) * lattice.unit) if complete else outside)
+    values = np.array(values)
+    return np.column_stack([masses, mass(lattice, values, values)])
 
 
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
-    """One prompt's ids and `draws` sampled answers, each with the exact targets along it; a perfect sampler loses 0."""
-    texts, _ = sample_outputs(row, draws, rng, max_bins=None)
+    """Sample a prompt's answers and work out their exact targets, as train_soft.py's prepare does.
+
+    A perfect sampler loses 0. Raises InputError if a token holds several characters of a number.
+    """
+    texts, _ = distributions.sample_outputs(row, draws, rng, max_bins=None)
     tokens = trie.encode(tokenizer, texts, end)
-    if [*map(len, texts)] != ((tokens != trie.PAD).sum(1) - 1).tolist():
-        raise InputError("this tokenizer writes several characters of a number as one token")
-    token_of = {char: trie.encode_one(tokenizer, char)[0] for char in "-.0123456789"}
-    cdf, unit, first, last = lattice(row)
-    decimals = len(str(unit)) - 1
+    paths = [line[line != trie.PAD] for line in tokens]
+    if [len(path) for path in paths] != [len(text) + 1 for text in texts]:
+        raise distributions.InputError(
+            "this tokenizer writes several characters of a number as one token"
+        )
 
-    def mass(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Probability of the values low to high of the lattice: its two ends take the tails."""
-        low, high = low.clip(first, last + 1), high.clip(first - 1, last)
-        below = np.where(low == first, 0.0, cdf(low - 0.5))
-        above = np.where(high == last, 1.0, cdf(high + 0.5))
-        return np.where(low <= high, above - below, 0.0).clip(min=0)
+    ids = [trie.encode_one(tokenizer, character)[0] for character in CHARACTERS]
+    children = np.array([*ids, end], np.int32)
+    prefixes = sorted({text[:length] for text in texts for length in range(len(text) + 1)})
+    targets = {}
+    for prefix, masses in zip(prefixes, next_masses(row, prefixes), strict=True):
+        possible = masses > 0
+        targets[prefix] = children[possible], masses[possible] / masses.sum()
 
-    prefixes = sorted({text[:i] for text in texts for i in range(len(text) + 1)})
-    longer = [prefix + char for prefix in prefixes for char in token_of]
-    ranges = [(n, *span) for n, prefix in enumerate(longer) for span in spans(prefix, decimals)]
-    owner, low, high = (np.array(column) for column in zip(*ranges, strict=True))
-    masses = np.bincount(owner, mass(low, high), len(longer)).reshape(len(prefixes), -1)
-    # A number by itself is followed by the end token; of a discrete family it may also be the start of another.
-    number = re.compile(r"0|-?[1-9]\d*" if is_discrete(row) else rf"-?\d+\.\d{{{decimals}}}")
-    k = np.array(
-        [
-            round(float(prefix) * unit) if number.fullmatch(prefix) else last + 1
-            for prefix in prefixes
-        ]
-    )
-    masses = np.column_stack([masses, mass(k, k)])
-    children = np.array([*token_of.values(), end], np.int32)
-    targets = {
-        p: (children[own > 0], own[own > 0] / own.sum())
-        for p, own in zip(prefixes, masses, strict=True)
-    }
-    answers = [
-        {
-            "path": line[line != trie.PAD],
-            "targets": [targets[text[:i]] for i in range(len(text) + 1)],
-        }
-        for text, line in zip(texts, tokens, strict=True)
-    ]
-    return {
-        "prompt": trie.chat_ids(tokenizer, row["prompt"]),
-        "answers": [answer | {"weight": 1, "floor": 0.0} for answer in answers],
-    }
+    answers = []
+    for text, path in zip(texts, paths, strict=True):
+        along = [targets[text[:length]] for length in range(len(text) + 1)]
+        answers.append({"path": path, "targets": along, "weight": 1, "floor": 0.0})
+    return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}

@@ -1,15 +1,20 @@
-"""Exercise 7, targets of one's own: 24 families *and* fifty weighted lists to train on, and ten lists held out.
+"""Exercise 7, targets of your own: train on 24 families *and* fifty weighted lists.
 
     python tests/solutions/lists.py --out runs/lists-data
     make reproduce METHODS=soft AXES=numbers RUN=runs/lists DATA=runs/lists-data
 
-The prompt names the items and the weight of each, so that what is right can be read from it, as it can for a Gaussian:
+A prompt names the items and the weight of each. The right probabilities can therefore be read from
+the prompt, as they can for a Gaussian:
 
     Choose ONE of these at random: oak (46 %), maple (31 %), birch (23 %). Output ONLY the answer.
 
-train.jsonl has the 1988 number prompts and the fifty lists, unseen.jsonl the 24 and the ten others (split "lists"),
-ood.jsonl is as it was. Does a model that learned weights on fifty lists follow those of a list it has never seen, and
-do the numbers suffer? Read `excess TV`, the total variation above that of a perfect sampler with as many draws.
+The script reads the item lists of tests/tiny/lists.txt and writes three files to OUT: train.jsonl,
+with the 1988 number prompts and fifty lists; unseen.jsonl, with the usual 24 prompts and ten lists
+that are held out (split "lists"); and ood.jsonl, which is the usual one.
+
+Does a model that has learned the weights of fifty lists follow those of a list it has never seen?
+And do the numbers suffer? Read `TV`, the total variation, beside the row `target`, which is what as
+many true draws score.
 """
 
 import sys
@@ -18,50 +23,61 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from distributions import Parser, make_rows, prompt_rng, read_prompts, run, to_jsonl, write_text
+import distributions
 
 LISTS = Path(__file__).parents[1] / "tiny" / "lists.txt"
 TRAINED, HELD_OUT = 50, 10
 
 
+def list_row(number: int, category: str, items: list[str]) -> dict:
+    """A prompt row with two to six of the items, whose weights are whole per cent, at least 1."""
+    rng = distributions.prompt_rng(0, category)
+    shuffled = rng.permutation(items)
+    outputs = shuffled[: rng.integers(2, 7)].tolist()
+    shares = rng.dirichlet(np.ones(len(outputs)))
+    weights = 1 + rng.multinomial(100 - len(outputs), shares)
+
+    shown = [f"{text} ({weight} %)" for text, weight in zip(outputs, weights, strict=True)]
+    return {
+        "id": f"list-{number:03d}",
+        "split": "train" if number % 6 else "lists",  # every sixth list is held out
+        "prompt": f"Choose ONE of these at random: {', '.join(shown)}. Output ONLY the answer.",
+        "outputs": outputs,
+        "probs": (weights / 100).tolist(),
+    }
+
+
 def list_rows() -> list[dict]:
-    """A row for each of the first sixty lists: two to six of its items, with weights of whole per cent."""
+    """A prompt row for each of the first sixty lists."""
+    lines = LISTS.read_text("utf-8").splitlines()
     rows = []
-    for i, line in enumerate(LISTS.read_text("utf-8").splitlines()[: TRAINED + HELD_OUT]):
-        name, items = line.split(": ")
-        rng = prompt_rng(0, name)
-        outputs = rng.permutation(items.split(", "))[: rng.integers(2, 7)].tolist()
-        weights = 1 + rng.multinomial(
-            100 - len(outputs), rng.dirichlet(np.ones(len(outputs)))
-        )  # none is 0
-        shown = ", ".join(
-            f"{text} ({weight} %)" for text, weight in zip(outputs, weights, strict=True)
-        )
-        row = {
-            "id": f"list-{i:03d}",
-            "split": "train" if i % 6 else "lists",
-        }  # every sixth is held out
-        row |= {"prompt": f"Choose ONE of these at random: {shown}. Output ONLY the answer."}
-        rows.append(row | {"outputs": outputs, "probs": (weights / 100).tolist()})
+    for number, line in enumerate(lines[: TRAINED + HELD_OUT]):
+        category, items = line.split(": ")
+        rows.append(list_row(number, category, items.split(", ")))
     return rows
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = distributions.Parser(description=__doc__)
     parser.add_argument(
         "--out", required=True, type=Path, help="folder for train.jsonl, unseen.jsonl and ood.jsonl"
     )
-    args = parser.parse_args()
-    lists = list_rows()
+    out = parser.parse_args().out
+
+    rows = list_rows()
+    trained = [row for row in rows if row["split"] == "train"]
+    held_out = [row for row in rows if row["split"] == "lists"]
     files = {
-        "unseen": make_rows("unseen") + [row for row in lists if row["split"] == "lists"],
-        "ood": make_rows("ood"),
-        "train": make_rows("train") + [row for row in lists if row["split"] == "train"],
+        "unseen": distributions.make_rows("unseen") + held_out,
+        "ood": distributions.make_rows("ood"),
+        "train": distributions.make_rows("train") + trained,
     }
-    for name, rows in files.items():
-        write_text(args.out / f"{name}.jsonl", to_jsonl(rows))
-        print(f"{args.out / name}.jsonl: {len(read_prompts([args.out / f'{name}.jsonl']))} prompts")
+    for name, prompts in files.items():
+        path = out / f"{name}.jsonl"
+        distributions.write_text(path, distributions.to_jsonl(prompts))
+        written = distributions.read_prompts([path])  # which checks every row
+        print(f"{path}: {len(written)} prompts")
 
 
 if __name__ == "__main__":
-    run(main)
+    distributions.run(main)

@@ -1,55 +1,152 @@
-"""Writes the exercises' trainings as forks of train_soft.py and train_hard.py, and prints how to run them. The table:
+"""Write the solutions of the exercises as forks of train_soft.py and train_hard.py.
 
-python tests/solutions/make_forks.py . | sh        # on the embedded model; then rm the train_*.py it wrote
+    python tests/solutions/make_forks.py . | sh
+
+The script writes a train_NAME.py for each entry of FORKS to the folder that is given, which must be
+that of the Makefile. It prints the command that trains all of them on the embedded model and draws
+their numbers; `| sh` runs it. When you are done, remove the train_*.py that it wrote.
 """
 
-import argparse
 import ast
+import re
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 SOLUTIONS = Path(__file__).parent
-OWN = "                own = answers_of(part)\n"
-DRAW = '                draw(model, end, [data[i]["prompt"] for i, _ in part], own)\n'
-SOFT = "--draws 8 --branches 8"
-FORKS = {  # method: what it is a fork of, {what is replaced: by what}, its FLAGS. A solution replaces a whole function.
-    "reverse": ("train_soft.py", {"loss": "reverse.py"}, SOFT),
-    "all": (
+ROOT = SOLUTIONS.parents[1]
+sys.path.insert(0, str(ROOT))
+import distributions
+
+
+class Fork(NamedTuple):
+    """How a fork differs from the trainer that it is a copy of."""
+
+    base: str
+    flags: str  # of its training
+    functions: dict[str, str] = {}  # name of a function -> the solution that replaces it
+    pieces: dict[str, str] = {}  # piece of code -> what replaces it
+    inserts: dict[str, list[str]] = {}  # line of code -> the lines that are inserted after it
+
+
+SOFT_FLAGS = "--draws 8 --branches 8"
+FEW_FLAGS = "--limit 72 --epochs 1 --batch 4"
+FORKS = {
+    "reverse": Fork("train_soft.py", SOFT_FLAGS, functions={"loss": "reverse.py"}),
+    "all": Fork(
         "train_soft.py",
-        {"tree.quantile_leaves(rng.random(draws))": "range(len(tree.probs))", '"weight": 1': '"weight": tree.probs[leaf]'},
-        "--limit 72 --epochs 1 --batch 4 --accumulate 4 --draws 1001 --branches 1001",
+        f"{FEW_FLAGS} --accumulate 4 --draws 1001 --branches 1001",
+        pieces={
+            "tree.quantile_leaves(rng.random(draws))": "range(len(tree.probs))",
+            '"weight": 1': '"weight": tree.probs[leaf]',
+        },
     ),
-    "few": ("train_soft.py", {}, "--limit 72 --epochs 1 --batch 4"),
-    "exact": ("train_soft.py", {"prepare": "exact.py"}, SOFT),
-    "smooth": ("train_hard.py", {'reduction="none"': 'reduction="none", label_smoothing=0.1'}, "--branches 16"),
-    "onpolicy": ("train_soft.py", {"prepare": "onpolicy.py", OWN: OWN + DRAW}, SOFT),
-}  # fmt: skip
+    "few": Fork("train_soft.py", FEW_FLAGS),
+    "exact": Fork("train_soft.py", SOFT_FLAGS, functions={"prepare": "exact.py"}),
+    "smooth": Fork(
+        "train_hard.py",
+        "--branches 16",
+        pieces={'reduction="none"': 'reduction="none", label_smoothing=0.1'},
+    ),
+    "onpolicy": Fork(
+        "train_soft.py",
+        SOFT_FLAGS,
+        functions={"prepare": "onpolicy.py"},
+        inserts={
+            "answers = answers_of(part)": [
+                'prompts = [examples[unit.prompt]["prompt"] for unit in part]',
+                "draw(model, end, prompts, answers)",
+            ]
+        },
+    ),
+}
+
+
+def find_once(pattern: str, source: str, sought: str, flags: int = 0) -> re.Match:
+    """The only match of a pattern. Raises InputError, which names what was sought, if it is not."""
+    matches = list(re.finditer(pattern, source, flags))
+    if len(matches) != 1:
+        raise distributions.InputError(
+            f"{sought} must occur exactly once in the source of the trainer, "
+            f"but occurs {len(matches)} times"
+        )
+    return matches[0]
+
+
+def replace_piece(source: str, old: str, new: str) -> str:
+    """Replace a piece of code, wherever its lines break.
+
+    >>> replace_piece('f(\\n    a,\\n    b=1,\\n)', 'f(a, b=1)', 'g()')
+    'g()'
+    """
+    words = re.findall(r'"[^"]*"|\w+|[^\w\s]', old)  # a text, a name or number, or a mark
+    parts = []
+    for word in words:
+        comma = r",?\s*" if word in ")]}" else ""  # a formatter that breaks the line adds one
+        parts.append(comma + re.escape(word))
+    pattern = r"(?<!\w)" + r"\s*".join(parts) + r"(?![\w.])"
+    match = find_once(pattern, source, f"the piece {old!r}")
+    return source[: match.start()] + new + source[match.end() :]
+
+
+def insert_after(source: str, line: str, new_lines: list[str]) -> str:
+    """Insert lines after the only one that reads `line`, with the same indentation.
+
+    >>> insert_after("if a:\\n    b()\\nc()\\n", "b()", ["d()"])
+    'if a:\\n    b()\\n    d()\\nc()\\n'
+    """
+    pattern = rf"^([ ]*){re.escape(line)}[ ]*(#.*)?\n"
+    match = find_once(pattern, source, f"the line {line!r}", re.MULTILINE)
+    indentation = match[1]
+    inserted = "".join(f"{indentation}{new_line}\n" for new_line in new_lines)
+    return source[: match.end()] + inserted + source[match.end() :]
+
+
+def replace_function(source: str, name: str, solution: str) -> str:
+    """Replace a function by all of a solution's code, imports included, but for its docstring."""
+    found = [node for node in ast.parse(source).body if getattr(node, "name", None) == name]
+    if len(found) != 1:
+        raise distributions.InputError(
+            f"the function {name} must be defined exactly once in the source of the trainer, "
+            f"but is defined {len(found)} times"
+        )
+    solution_lines = solution.splitlines()
+    docstring = ast.parse(solution).body[0]
+    code = "\n".join(solution_lines[docstring.end_lineno :]).strip()
+    lines = source.splitlines()
+    first, last = found[0].lineno - 1, found[0].end_lineno
+    return "\n".join([*lines[:first], code, *lines[last:]]) + "\n"
 
 
 def fork(name: str) -> str:
-    """The source of a fork."""
-    base, replaced, _ = FORKS[name]
-    source = (SOLUTIONS.parents[1] / base).read_text()
-    for old, new in replaced.items():
-        if new.endswith(".py"):
-            (node,) = [
-                node for node in ast.parse(source).body if getattr(node, "name", None) == old
-            ]
-            old, new = (
-                ast.get_source_segment(source, node),
-                (SOLUTIONS / new).read_text().split('"""', 2)[2].strip(),
-            )
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
+    """The source of a fork. Raises InputError if its trainer lacks a piece that it replaces."""
+    spec = FORKS[name]
+    source = (ROOT / spec.base).read_text()
+    try:
+        for old, new in spec.pieces.items():
+            source = replace_piece(source, old, new)
+        for line, new_lines in spec.inserts.items():
+            source = insert_after(source, line, new_lines)
+        for function, solution in spec.functions.items():
+            source = replace_function(source, function, (SOLUTIONS / solution).read_text())
+    except distributions.InputError as error:
+        raise distributions.InputError(f"{name}, a fork of {spec.base}: {error}") from None
     return source
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> None:
+    parser = distributions.Parser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the train_*.py: that of the Makefile")
     out = parser.parse_args().out
-    for name in FORKS:
-        (out / f"train_{name}.py").write_text(fork(name))
-    flags = " ".join(f'FLAGS_{name}="{flags}"' for name, (*_, flags) in FORKS.items())
-    print(f'make reproduce AXES=numbers METHODS="soft hard {" ".join(FORKS)}" {flags}')
+
+    sources = {name: fork(name) for name in FORKS}  # all of them, or none is written
+    for name, source in sources.items():
+        (out / f"train_{name}.py").write_text(source)
+
+    methods = " ".join(["soft", "hard", *FORKS])
+    flags = " ".join(f'FLAGS_{name}="{spec.flags}"' for name, spec in FORKS.items())
+    print(f'make reproduce AXES=numbers METHODS="{methods}" {flags}')
+
+
+if __name__ == "__main__":
+    distributions.run(main)

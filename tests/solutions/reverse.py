@@ -1,4 +1,4 @@
-"""Exercise 1, reverse KL: this function in the place of train_soft.py's loss."""
+"""Exercise 1, reverse KL: a loss that replaces train_soft.py's."""
 
 import math
 
@@ -6,21 +6,29 @@ import torch
 
 import trie
 
+UNIFORM_SHARE = 1e-4  # of the target's probability lies on all tokens alike
+
 
 def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """KL(model || target) at each prefix, averaged over an answer's prefixes. Nats per token, (R,).
+    """KL(model || target), averaged over the prefixes of an answer; nats per token, shape (R,).
 
-        KL(prefix) = sum over the full vocabulary of  p(v) (log p(v) - log t(v))
+        KL(prefix) = sum over the full vocabulary of  p(v) * (log p(v) - log t(v))
 
-    Off the trie the target is 0 and this would be infinite, so 10^-4 of it lies on all tokens alike:
-    t = (1 - 10^-4) q + 10^-4 / V. Shapes as in train_soft.py.
+    Off the trie the target q is 0, and this sum would be infinite. So we mix a little of the
+    uniform distribution into the target: t = (1 - 10^-4) * q + 10^-4 / V. Shapes as in
+    train_soft.py.
     """
-    tokens, q, real = batch["tokens"], batch["q"], batch["completions"] != trie.PAD
-    everywhere = 1e-4 / logits.shape[-1]
+    tokens, q = batch["tokens"], batch["q"]
+    real = batch["completions"] != trie.PAD  # (R, L)
+    off_trie = UNIFORM_SHARE / logits.shape[-1]  # t of a token that is not in the trie
+    on_trie = (1 - UNIFORM_SHARE) * q + off_trie  # (R, L, C), t of a prefix's children
+
     log_p = logits.float().log_softmax(-1)  # (R, L, V)
-    p = log_p.gather(-1, tokens).exp() * (q > 0)  # (R, L, C)
-    cross = (p * ((1 - 1e-4) * q + everywhere).log()).sum(-1) + (1 - p.sum(-1)) * math.log(
-        everywhere
-    )
-    kl = (log_p.exp() * log_p).sum(-1) - cross  # (R, L)
+    p = log_p.gather(-1, tokens).exp()  # (R, L, C)
+    p = p * (q > 0)  # subtle: without this, the padding of C would count token 0 again
+
+    expected_log_t = (p * on_trie.log()).sum(-1)  # (R, L), under the model
+    expected_log_t = expected_log_t + (1 - p.sum(-1)) * math.log(off_trie)
+    expected_log_p = (log_p.exp() * log_p).sum(-1)
+    kl = expected_log_p - expected_log_t
     return (kl * real).sum(1) / real.sum(1)
