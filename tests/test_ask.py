@@ -77,7 +77,7 @@ def test_each_method_draws_as_if_it_were_loaded_alone(adapters, monkeypatch):
         model, tokenizer, _ = load(TINY, adapters.get(method))
         ends = model.generation_config.eos_token_id
         paths = trie.walk(model, [trie.chat_ids(tokenizer, POISSON)], ends, uniform)
-        assert texts == [sample.written(tokenizer, path, ends) for path in paths]
+        assert texts == [sample.to_text(tokenizer, path, ends) for path in paths]
     assert answers["base"] != answers["soft"] != answers["hard"] != answers["base"]
 
 

@@ -245,11 +245,11 @@ def test_only_a_log_is_a_one_line_error(tmp_path, plt):
 
 def test_rows_that_do_not_belong_together_are_a_one_line_error(rows, tmp_path, plt):
     base, out = rows / "base" / "numbers.jsonl", ("--out", tmp_path / "out")
-    assert "it may occur only once" in complaint(figures, base, base, *out)
+    assert "is already in" in complaint(figures, base, base, *out)
 
     few = tmp_path / "few.jsonl"
     write_text(few, to_jsonl(read_rows([rows / "soft" / "numbers.jsonl"])[:2]))
-    assert "redo one" in complaint(figures, base, few, *out)
+    assert "draw one of them anew" in complaint(figures, base, few, *out)
 
     other = edited(base, tmp_path / "other.jsonl", model="other")
     line = complaint(figures, base, other, *out)

@@ -112,8 +112,7 @@ def parse_number_prompt(prompt: str) -> dict | None:
             params = dict(zip(names, map(float, match.groups()), strict=True))
             # The pattern matches a little more than the prompts of the kit, such as mu=3.50.
             if spec.prompt(params) == prompt:
-                row = {"id": prompt, "family": family, "params": params, "prompt": prompt}
-                return row | {"axis": "numbers"}
+                return {"id": prompt, "family": family, "params": params, "prompt": prompt}
     return None
 
 
@@ -150,7 +149,8 @@ def histogram(row: dict, answers: dict[str, list[str]]) -> tuple[Table, Footer]:
     table = {label: shares for label, shares in table.items() if max(shares) > 0}
 
     # The target's own scores are those of as many true draws: what sampling noise leaves.
-    true_draws = metrics.target_row(row | {"draws": answers["base"]})["draws"]
+    as_many = row | {"axis": "numbers", "draws": answers["base"]}
+    true_draws = metrics.target_row(as_many)["draws"]
     scores = [metrics.score_numbers(row, texts) for texts in (true_draws, *answers.values())]
     distances = [f"{score['normalized_w1']:.2f}" for score in scores]
     return table, {"normalized W1": distances, "valid": [percent(s["valid_rate"]) for s in scores]}
