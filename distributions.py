@@ -1,6 +1,6 @@
 """The target distributions: 30 families, their prompts, and the exact probability of each answer.
 
-    python distributions.py --out data    # train.jsonl, unseen.jsonl and ood.jsonl
+    python distributions.py --out runs/data    # train.jsonl, unseen.jsonl and ood.jsonl
 
 Ask a model for "ONE random number from a Gaussian distribution with parameters mu=3.5, sigma=3",
 and all it can do is print text. This file says which texts are answers and how probable each of
@@ -9,10 +9,10 @@ them should be. The families, their parameter grids and the prompt are the paper
 numbers define the target as well, so that a prompt and its target agree exactly.
 
 A prompt is a row of JSONL with the keys id, split, family, params and prompt. A row may also say
-"decimals" (5 if it does not), or bring its own target, "outputs" (a list of texts) and "probs", in
-place of a family and params. Every function below takes such a row.
+"decimals" (5 if it does not), or bring its own target, "outputs" (a list of strings) and "probs",
+instead of a family and params. The functions about targets take such a row.
 
-This file knows nothing about tokens or models. Invalid input raises InputError. The second half
+This file knows nothing about tokens or models. Invalid input raises InputError. The last third
 holds what all scripts share: reading and writing JSONL, and the command line.
 """
 
@@ -32,12 +32,12 @@ import numpy as np
 from scipy import stats
 
 DECIMALS = 5  # of a continuous answer
-MAX_BINS = 1001  # at most this many canonical outputs, in every score and in soft training
-TAIL = 0.001  # canonical outputs reach from this quantile to that of 1 - TAIL
+MAX_BINS = 1001  # the default number of canonical outputs, which are explained below
+TAIL = 0.001  # they reach from this quantile to that of 1 - TAIL
 
 
 class InputError(ValueError):
-    """A mistake of the user's, told in one line: what is wrong, where, and how to mend it."""
+    """A user error, reported in one line: what is wrong, where, and how to fix it."""
 
 
 # ------------------------------------------------------------------------------- the 30 families
@@ -55,13 +55,13 @@ def unchanged(*values: float) -> tuple:
 class Family(NamedTuple):
     """One family of distributions. To add a family, add an entry to FAMILIES; the rest follows."""
 
-    name: str  # as the prompt says it
+    name: str  # as it is written in the prompt
     params: str  # the names of its parameters, in prompt order
     dist: stats.rv_continuous | stats.rv_discrete
     args: Callable[..., tuple] = unchanged  # parameters -> scipy's arguments (shapes, loc, scale)
     train: Iterable[tuple] = ()  # the training grid
     unseen: Iterable[tuple] = ()  # new parameters, outside the training grid
-    ood: Iterable[tuple] = ()  # a family with these is held out: it is never trained on
+    ood: Iterable[tuple] = ()  # parameters of a held-out family, which has no training grid
 
     def prompt(self, params: dict) -> str:
         """The paper's prompt, with the parameters as plain decimals."""
@@ -100,7 +100,7 @@ def corners(a, c, b):
     return (c - a) / (b - a), a, b - a
 
 
-def mean_and_shape(mu, lambda_):
+def mean_and_shape(mu, lambda_):  # scipy's invgauss(m, 0, scale) has the mean m * scale
     return mu / lambda_, 0, lambda_
 
 
@@ -150,6 +150,7 @@ FAMILIES = {
         train=grid((2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20)), unseen=[(32,)]),
     "f_distribution": Family("F-Distribution", "d1 d2", stats.f,
         train=grid((3, 5, 7, 10), (5, 10, 15, 20)), unseen=[(12, 24)]),
+    # In the paper's prompts, beta is the scale of a Gamma distribution, not its rate.
     "gamma": Family("Gamma", "alpha beta", stats.gamma, shape_and_scale,
         train=grid(geo(1, 5, 11), geo(1, 5, 11)), unseen=[(7, 7)]),
     "laplace": Family("Laplace", "mu b", stats.laplace,
@@ -188,7 +189,7 @@ FAMILIES = {
 
 def significant(x: float) -> int | float:
     """Round x to four significant digits; a whole number becomes an int (3, not 3.0)."""
-    x = round(x, 9)  # clears floating-point dust: 2.2 - 2.2 may be 4e-16
+    x = round(x, 9)  # clears floating-point dust: 0.1 + 0.2 - 0.3 is 6e-17
     x = float(f"{x:.4g}")
     return int(x) if x == int(x) else x
 
@@ -217,7 +218,7 @@ def make_rows(split: str, decimals: int = DECIMALS) -> list[dict]:
 
 
 def distribution(row: dict):
-    """The row's distribution, as a frozen distribution of scipy's.
+    """The row's distribution, as a frozen scipy distribution.
 
     Raises InputError if the family is unknown, or if it has no distribution with these params.
     """
@@ -229,7 +230,8 @@ def distribution(row: dict):
     if set(params) != set(names):
         raise InputError(f"{family} takes the parameters {', '.join(names)}, got {params}")
 
-    # A division by zero, or a text where a number should be, must end in the error below.
+    # Whatever is wrong with the values, a division by zero or a string in place of a number, it
+    # leads to the error at the end.
     with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):
         values = [params[name] for name in names]
         # Other tools write 3.0 for 3: as an int, both give the same probabilities to the last bit.
@@ -268,8 +270,8 @@ class Lattice(NamedTuple):
 def lattice(row: dict) -> Lattice:
     """The numbers that can be printed for a row, from the .001 quantile to the .999 quantile.
 
-    A discrete family includes its whole support, as far as that is finite, and its first and last
-    numbers take the probability of the tails.
+    A discrete family reaches to the end of its support on each side that has one, and its first and
+    last numbers take the probability of the tails.
 
     Raises InputError if there are fewer than two numbers or, for a discrete family, more than 1001.
     """
@@ -289,7 +291,7 @@ def lattice(row: dict) -> Lattice:
         high = end if np.isfinite(end) else high
 
     # Beyond 10^11, float64 no longer resolves the probability of a single number.
-    if not max(abs(low), abs(high)) < 1e11:
+    if not max(abs(low), abs(high)) < 1e11:  # "not <" is also true for nan
         raise InputError(f"{about}: its numbers are too large for {decimals} decimals")
     if discrete and high - low >= MAX_BINS:
         raise InputError(
@@ -299,13 +301,14 @@ def lattice(row: dict) -> Lattice:
     # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
     first = math.ceil(low - 1e-12 * abs(low))
     last = math.floor(high + 1e-12 * abs(high))
-    if first >= last or (discrete and frozen.var() == 0):
-        raise InputError(f"{about}: fewer than two numbers of {decimals} decimals")
+    has_one_value = discrete and frozen.var() == 0  # such as Bernoulli with p = 0
+    if first >= last or has_one_value:
+        raise InputError(f"{about}: fewer than two numbers with {decimals} decimals")
 
     def continuous_cdf(k):
         return frozen.cdf(k / unit)
 
-    def discrete_cdf(k):  # the first and the last number take the tails
+    def discrete_cdf(k):
         inside = np.where(k < last, frozen.cdf(np.floor(k)), 1.0)
         return np.where(k < first, 0.0, inside)
 
@@ -319,8 +322,8 @@ def thin(first: int, last: int, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
     (array([0, 3, 6, 9]), array([1.5, 4.5, 7.5]))
     """
     count = min(last - first + 1, max_bins)
-    steps = np.linspace(0, last - first, count)
-    values = first + np.rint(steps).astype(np.int64)
+    offsets = np.linspace(0, last - first, count)
+    values = first + np.rint(offsets).astype(np.int64)
     return values, (values[:-1] + values[1:]) / 2
 
 
@@ -350,8 +353,9 @@ def canonical_outputs(
     spaced, and each takes the probability of everything that is nearer to it than to its
     neighbours; the first and the last take the tails. So probs sums to 1.
 
-    perfect is how probable exactly this text is for a perfect sampler, which may print any number,
-    not only those that are kept. trie.kl_floor needs it. For discrete families it equals probs.
+    perfect is the probability that a perfect sampler prints exactly this text. It may print any
+    number, not only those that are kept, so perfect sums to less than 1. trie.kl_floor needs it.
+    For discrete families it equals probs.
 
     >>> texts, probs, _ = canonical_outputs({"family": "binomial", "params": {"n": 2, "p": 0.5}})
     >>> dict(zip(texts, probs.round(2).tolist()))
@@ -362,7 +366,7 @@ def canonical_outputs(
         return row["outputs"], probs, probs
     numbers = lattice(row)
     values, midpoints = thin(numbers.first, numbers.last, max_bins)
-    probs = np.diff(numbers.cdf(midpoints), prepend=0.0, append=1.0)
+    probs = np.diff(numbers.cdf(midpoints), prepend=0.0, append=1.0)  # between the midpoints
     return to_texts(values, numbers.unit), probs, numbers.probability(values)
 
 
@@ -372,10 +376,10 @@ def canonical_outputs(
 def sample_outputs(
     row: dict, n: int, rng: np.random.Generator, max_bins: int | None
 ) -> tuple[list[str], np.ndarray]:
-    """Draw n true samples of a row: their texts, and `perfect` of each (see above), (n,).
+    """Draw n true samples of a row: their texts, and the probability `perfect` of each, (n,).
 
-    Every draw is snapped to the nearest canonical output, which gives every output exactly its
-    target probability without computing them all. max_bins=None keeps every number of the lattice.
+    Snapping each draw to the nearest canonical output gives every output exactly its target
+    probability, without computing them all. max_bins=None keeps every number of the lattice.
     """
     if "outputs" in row:
         texts, probs, perfect = canonical_outputs(row)
@@ -393,16 +397,16 @@ def sample_outputs(
 
 
 def prompt_rng(seed: int, prompt_id: str) -> np.random.Generator:
-    """A prompt's own random stream: what it draws depends on no other prompt and on no order."""
+    """A random stream for one prompt: its draws depend on neither other prompts nor their order."""
     return np.random.default_rng([seed, *prompt_id.encode()])
 
 
 def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle the indices of `families` into batches of at most `size` that mix all families.
+    """Shuffle the indices of `families` into batches of at most `size`, spreading every family.
 
-    A plain shuffle leaves batches without a single member of a small family. Here the r-th of a
-    family's m members (in random order) moves to the random place (r + u) / m of the epoch, with u
-    uniform on [0, 1), so that each family is spread evenly over the epoch, however small it is.
+    Think of the epoch as the interval [0, 1). Cut it into m equal slots for a family of m members,
+    and put one member at a random place in each slot. Sort everything by place, and cut it into
+    batches. So even a small family appears at regular intervals from the first batch to the last.
 
     >>> families = ["a"] * 6 + ["b"] * 2
     >>> batches = mixed_batches(families, 4, np.random.default_rng(0))
@@ -410,10 +414,10 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
     [['a', 'a', 'a', 'b'], ['a', 'a', 'a', 'b']]
     """
     _, family_of, counts = np.unique(families, return_inverse=True, return_counts=True)
-    rank = np.empty(len(families))
-    for family, count in enumerate(counts):
-        rank[family_of == family] = rng.permutation(count)
-    place = (rank + rng.random(len(families))) / counts[family_of]
+    slot = np.empty(len(families))
+    for number, count in enumerate(counts):
+        slot[family_of == number] = rng.permutation(count)
+    place = (slot + rng.random(len(families))) / counts[family_of]
     return np.array_split(np.argsort(place), math.ceil(len(families) / size))
 
 
@@ -421,7 +425,7 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
 
 
 def refuse_constant(name: str):
-    """Python's json reads NaN and Infinity, which are not JSON; other tools could not."""
+    """Python's json reads NaN and Infinity, but they are not JSON, and other tools reject them."""
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -432,12 +436,12 @@ def read_rows(
 ) -> list[dict]:
     """Read JSONL files. Every line must be an object that has all of `keys`.
 
-    name(row) checks a row and returns what to call it; no two rows may have the same name.
-    Raises InputError with file:line.
+    name(row) checks a row and returns its name; no two rows may have the same name. Raises
+    InputError with file:line.
     """
     rows, line_of = [], {}
     for path in paths:
-        lines = Path(path).read_bytes().splitlines() or [b""]  # an empty file is an error in line 1
+        lines = Path(path).read_bytes().splitlines() or [b""]  # [b""]: an error in line 1
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             try:
@@ -456,22 +460,22 @@ def read_rows(
 
 
 def check_prompt(row: dict) -> str:
-    """Check that a row can be asked and scored, and return what error messages call it."""
+    """Check that a row can be asked and scored, and return its name for error messages."""
     for key in ("id", "split", "prompt"):
         if not isinstance(row[key], str):
-            raise InputError(f"{key} must be a text")
+            raise InputError(f"{key} must be a string")
     if "draws" in row:
-        raise InputError("this is a result, with draws; it needs a prompt without draws")
+        raise InputError("expected a prompt; this is a result, which has draws already")
 
     if "outputs" not in row:
-        lattice({"family": None, "params": None} | row)
+        lattice({"family": None, "params": None} | row)  # raises an error if they are wrong
         return f"id {row['id']!r}"
     outputs, probs = row["outputs"], row["probs"]
     texts = {text for text in outputs if isinstance(text, str) and text and text == text.strip()}
     if not 2 <= len(texts) == len(outputs) == len(probs):
         raise InputError(
-            "outputs must be two or more different texts without outer spaces, and probs must have "
-            "a number for each of them"
+            "outputs must be two or more different strings without leading or trailing spaces, and "
+            "probs must have a number for each of them"
         )
     if not (min(probs) > 0 and abs(sum(probs) - 1) <= 1e-8):
         raise InputError(f"probs must be positive and sum to 1; they sum to {sum(probs):.9g}")
@@ -479,7 +483,7 @@ def check_prompt(row: dict) -> str:
 
 
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
-    """Read number prompts from files. limit keeps so many of them, evenly spaced over all."""
+    """Read number prompts from files; with a limit, keep that many of them, evenly spaced."""
     rows = read_rows(paths, ("id", "split", "prompt"), check_prompt)
     if limit is None:
         return rows
@@ -487,7 +491,7 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, which is then renamed."""
+    """Write a file whole or not at all: to a temporary file beside it, then renamed over it."""
     temporary = Path(f"{path}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(text, encoding="utf-8")
@@ -512,11 +516,14 @@ def must_be_new(finished: Path, remove: Path | None = None) -> None:
     """Raises InputError if a result exists already: finished work is never overwritten."""
     if finished.exists():
         remove = remove or finished
-        raise InputError(f"{finished} already exists; remove {remove} to make it anew")
+        raise InputError(f"{finished} already exists; to make it again, remove {remove}")
 
 
 def check_method(name: str) -> None:
-    """Raises InputError if an adapter's folder has a name that means something else in a run."""
+    """Raises InputError if the name of an adapter's folder has another meaning in a run.
+
+    base, ssot and target are methods without an adapter, and figures is the folder of pictures.
+    """
     if name in ("base", "ssot", "figures") or name.startswith("target"):
         raise InputError(f"a method cannot be called {name!r}; choose another name for its folder")
 
@@ -542,9 +549,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(). A mistake of the user's becomes one line on stderr, and status 1."""
+    """Run a script's main(). A user error becomes one line on stderr, and exit status 1."""
     script = Path(sys.argv[0]).name
-    hints = {  # errors that are no InputError, by the name of their class, and what helps
+    hints = {  # other errors that users meet, by the name of their class, and what helps
         "OutOfMemoryError": "; lower --rows or, in training, raise --accumulate",
         "SafetensorError": "",
     }
@@ -567,14 +574,17 @@ def main() -> None:
         "--decimals", type=int, default=DECIMALS, help="of continuous answers (%(default)s)"
     )
     args = parser.parse_args()
-    for split in ("unseen", "ood", "train"):  # train.jsonl comes last: if it is there, all are
+    for split in ("unseen", "ood", "train"):  # the Makefile waits for train.jsonl, the last one
         path = Path(args.out) / f"{split}.jsonl"
         rows = make_rows(split, args.decimals)
-        if path.exists() and path.read_text() != to_jsonl(rows):
-            raise InputError(f"{path} already exists with other prompts; remove it first")
-        write_text(path, to_jsonl(rows))
-        families = {row["family"] for row in rows}
-        print(f"{path}: {len(rows)} prompts, {len(families)} families")
+        if not path.exists():
+            write_text(path, to_jsonl(rows))
+            families = {row["family"] for row in rows}
+            print(f"{path}: {len(rows)} prompts, {len(families)} families")
+        elif path.read_text() != to_jsonl(rows):
+            raise InputError(
+                f"{path} already exists with different prompts; to make it again, remove it"
+            )
 
 
 if __name__ == "__main__":

@@ -2,20 +2,25 @@
 
     python metrics.py runs/tiny/*/*.jsonl --out scores.jsonl --report report.md
 
-The script reads rows of sample.py, prints a table for each axis, and writes one row for each score:
-{model, method, axis, split, seed, metric, value, low, high, n}. It works in three stages:
+The script reads the rows that sample.py wrote, prints a table for each axis, and writes one row for
+each score: {model, method, axis, split, seed, metric, value, low, high, n}.
 
-1) A draw becomes a value: a number, an answer, or the place (A to D) of an exam's right answer.
-2) The values of a prompt become scores, such as the distance between its draws and its target.
-3) Scores become a table. Number prompts: average within each family, then take the median across
-   families (for rates, the mean). Open prompts: the mean across prompts (for the support, the
-   median). Exams: all draws together. low and high bound a 95 % bootstrap interval, which resamples
-   families, prompts or draws.
+First, each draw becomes a value: a number, an answer, or the place (A to D) of an exam's right
+answer. Then the values of a prompt become its scores, such as the distance between its draws and
+its target. Last, scores are summarized:
+
+    numbers     the mean within each family, then the median across families (of rates, the mean)
+    open        the mean across questions (of the support, the median)
+    mcq         all draws together
+
+low and high are a 95 % bootstrap interval, obtained by resampling families, questions or draws.
 
 Every axis with a target also has rows of the method `target`: the scores of as many true draws.
-They show what sampling noise leaves, so no table can be read without them. A prompt without a
-single valid draw has an infinite W1 and still counts; infinity is written as null. The rows of
-several seeds (`python metrics.py runs/tiny*/*/*.jsonl`) are shown as mean ± standard deviation.
+They show what sampling noise alone does, so read every table beside them. A prompt without a single
+valid draw has an infinite W1 and still counts; infinity is written as null. Rows of several seeds,
+in `runs/tiny*/*/*.jsonl`, are shown as mean ± standard deviation.
+
+To add a metric, let a score_* function return it, and give it a heading in METRICS.
 
 This file runs no model and does not know how the rows were made.
 """
@@ -32,12 +37,8 @@ from scipy import stats
 
 import distributions
 
-OTHERS = (
-    "log",
-    "novelty",
-    "published",
-    "scores",
-)  # files of a run that hold no rows for the tables
+# Files of a run that hold no rows for the tables.
+OTHERS = ("log", "novelty", "published", "scores")
 
 # ------------------------------------------------------------------------- a draw becomes a value
 
@@ -49,10 +50,10 @@ def without_thoughts(text: str) -> str:
 
 
 def tagged_answer(text: str) -> str:
-    """The answer of an SSOT draw (sample.SSOT): what stands between <answer> and </answer>.
+    """The answer of an SSOT draw (sample.SSOT): what is between <answer> and </answer>.
 
-    Only what follows the random string and the thoughts counts, and several answers that differ
-    are none at all. gpt-oss may leave the tags out, so its whole final channel is an answer, too.
+    Only what follows the random string and the thoughts counts, and differing answers count as
+    none. gpt-oss may leave the tags out, so its whole final channel is an answer as well.
 
     >>> thoughts = "<random_string>x7</random_string><thinking>7 is odd.</thinking>"
     >>> tagged_answer(thoughts + "<answer>3.5</answer>"), tagged_answer(thoughts + "3.5")
@@ -61,9 +62,10 @@ def tagged_answer(text: str) -> str:
     has_final_channel = "<|channel|>final<|message|>" in text
     text = without_thoughts(text)
     text = re.split("</random_string>|</thinking>", text)[-1]
+    # "<answer>3.5</answer>." gives before = "" and parts = ["answer", "3.5", "/answer", "."].
     before, *parts = re.split("<(/?answer|thinking|random_string)>", text)
-    tags = parts[::2]  # the parts alternate: a tag, then the text behind it
-    answers = {part.strip() for part in parts[1::4]}  # behind every other tag, the opening ones
+    tags = parts[::2]
+    answers = {part.strip() for part in parts[1::4]}  # what follows each opening tag
     if has_final_channel and not tags:
         return before.strip()
     well_formed = tags == ["answer", "/answer"] * (len(tags) // 2)
@@ -81,7 +83,7 @@ NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def parse_number(text: str, low: float, high: float, discrete: bool) -> float | None:
-    """The value of a valid number: a decimal, in the support, an integer if the family is discrete.
+    """The value of a valid number: one number, in the support, whole if the family is discrete.
 
     >>> parse_number(" 3.50\\n", 0, 10, discrete=False)
     3.5
@@ -97,7 +99,7 @@ def parse_number(text: str, low: float, high: float, discrete: bool) -> float | 
 
 
 def parse_choice(text: str, outputs: list[str]) -> int | None:
-    """Which of a closed set of outputs an answer is; its case and a full stop do not matter.
+    """Which of a closed set of outputs an answer is, ignoring case and a final full stop.
 
     >>> parse_choice("heads.", ["Heads", "Tails"]), parse_choice("the edge", ["Heads", "Tails"])
     (0, None)
@@ -126,7 +128,8 @@ def parse_answer(text: str) -> str | None:
     text = unicodedata.normalize("NFC", without_thoughts(text))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("```")]
-    if not lines or (len(lines) == 1 and lines[0].endswith("…")):
+    was_cut_off = len(lines) == 1 and lines[0].endswith("…")  # see sample.to_text
+    if not lines or was_cut_off:
         return None
 
     answer = lines[0].strip("*_` ")
@@ -144,7 +147,8 @@ def parse_answer(text: str) -> str | None:
     return answer if any(is_content(character) for character in answer) else None
 
 
-# The labels of an exam (sample.MCQ), and their order; an explanation may contain lettered lines.
+# The labels of an exam (sample.MCQ), and their order. From the eighth on, they are a part of the
+# explanation, which may contain lettered lines.
 LABEL = re.compile(
     r"^((?i:question:|correct answer:|explanation:)|[A-H][.)](?=\s))", flags=re.MULTILINE
 )
@@ -155,8 +159,8 @@ def parse_question(text: str) -> int | None:
     """The place, 0 to 3, of the right answer in a generated exam; None if it is not well-formed.
 
     Well-formed means: the seven labels, once each, in order, each at the start of a line and
-    followed by some text, with nothing before the first. Bold marks, headings and "A)" for "A." do
-    no harm, nor does repeating the right option's text behind its letter.
+    followed by some text, with nothing before the first. Bold marks, headings and "A)" for "A." are
+    allowed, and so is repeating the right option's text after its letter.
     """
     text = re.sub(r"\*\*|__|^[ #]+", "", without_thoughts(text), flags=re.MULTILINE)
     labels = "".join(LABEL.findall(text)).lower().replace(")", ".")
@@ -193,10 +197,11 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
 
 
 def cdf_gap(values: np.ndarray, row: dict) -> float:
-    """The largest difference of two distribution functions, that of the values and the target's.
+    """The largest difference between the distribution functions of the values and the target.
 
     This is the Kolmogorov distance, which one wild draw cannot spoil. The target is the lattice of
-    all numbers, not only the canonical outputs.
+    all numbers, not only the canonical outputs. Both functions are steps, and the gap is largest at
+    a step of the values: right at it, or just below it.
     """
     numbers = distributions.lattice(row)
 
@@ -273,11 +278,12 @@ def score_open(row: dict, answers: list[str]) -> dict[str, float | None]:
 
 
 def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
-    """For each metric a list with one value for each draw: tables put all draws together."""
+    """For each metric a list with one value for each draw: the table pools all draws."""
     places = [parse_question(answer) for answer in answers]
     valid = [place for place in places if place is not None]
     scores = {"valid_rate": [place is not None for place in places]}
-    scores["tv"] = valid if len(valid) >= 30 else []  # of fewer, it would be mostly noise
+    # METRICS makes a total variation of all places; with fewer than 30 it would be mostly noise.
+    scores["tv"] = valid if len(valid) >= 30 else []
     for letter, place in zip("abcd", range(4), strict=True):
         scores[f"share_{letter}"] = [found == place for found in valid]
     return scores
@@ -297,13 +303,19 @@ def score(row: dict) -> dict[str, float | list | None]:
 
 # ------------------------------------------------------------------------------- the target rows
 
+
+def seed_of(row: dict) -> int:
+    return row.get("seed", 0)
+
+
+# A well-formed exam, for the target row of that axis.
 EXAM = "Question: ?1\nA. 1\nB. 2\nC. 3\nD. 4\nCorrect Answer: {}\nExplanation: 1"
 
 
 def target_row(row: dict, name: str = "target") -> dict:
     """A row as a perfect sampler would have made it, with as many true draws as it has answers."""
     n = len(answers_of(row))
-    rng = distributions.prompt_rng(row.get("seed", 0), row["id"])
+    rng = distributions.prompt_rng(seed_of(row), row["id"])
     target = row | {"method": name, "tokens": None, "protocol": None}
     if row["axis"] == "mcq":
         target["draws"] = [EXAM.format("ABCD"[place]) for place in rng.integers(4, size=n)]
@@ -315,25 +327,24 @@ def target_row(row: dict, name: str = "target") -> dict:
 
 
 def target_rows(rows: list[dict]) -> list[dict]:
-    """The target rows of all number prompts and exams. An axis on which methods have different
-    numbers of answers has a set of them for each number: the rows "target, n=50" are the smaller.
+    """The target rows of all number prompts and exams.
+
+    If methods drew different numbers of answers, there is one set of rows for each number n. The
+    largest is called "target", a smaller one "target, n=50".
     """
-    asked = {}
-    for row in sorted(rows, key=lambda row: "logit_kl" not in row):  # prefer those that have one
-        if row["axis"] in ("numbers", "mcq"):
-            n = len(answers_of(row))
-            asked.setdefault((row["axis"], row["model"], n, seed_of(row), row["id"]), row)
-    largest = {}
-    for axis, _, n, *_ in asked:
-        largest[axis] = max(n, largest.get(axis, 0))
-    return [
-        target_row(row, "target" if n == largest[axis] else f"target, n={n}")
-        for (axis, _, n, *_), row in asked.items()
-    ]
+    asked, largest = {}, {}
+    for row in sorted(rows, key=lambda row: "logit_kl" not in row):  # prefer rows with a logit KL
+        axis, n = row["axis"], len(answers_of(row))
+        if axis in ("numbers", "mcq"):
+            asked.setdefault((row["model"], axis, n, seed_of(row), row["id"]), row)
+            largest[axis] = max(n, largest.get(axis, 0))
 
-
-def seed_of(row: dict) -> int:
-    return row.get("seed", 0)
+    targets = []
+    for row in asked.values():
+        n = len(answers_of(row))
+        name = "target" if n == largest[row["axis"]] else f"target, n={n}"
+        targets.append(target_row(row, name))
+    return targets
 
 
 # --------------------------------------------------------------------------- scores become a table
@@ -353,8 +364,8 @@ METRICS = {
         "logit_kl": Metric("logit KL", np.median),
         "logit_kl_floor": Metric("its floor", np.median),
         "excess_kl": Metric("excess KL", np.median),
-        "form_kl": Metric("of it form", np.median),
-        "shape_kl": Metric("shape", np.median),
+        "form_kl": Metric("form part", np.median),
+        "shape_kl": Metric("shape part", np.median),
         "valid_rate": Metric("valid", np.mean),
         **COSTS,
     },
@@ -363,7 +374,7 @@ METRICS = {
         "support_90": Metric("support 90 %", np.median),
         "unique_rate": Metric("unique", np.mean),
         "top_share": Metric("top answer", np.mean),
-        "number_rate": Metric("numbers", np.mean),
+        "number_rate": Metric("bare numbers", np.mean),
         **COSTS,
     },
     "mcq": {
@@ -391,7 +402,7 @@ def bootstrap(
 
 
 def group(rows: list[dict]) -> dict[tuple, list[dict]]:
-    """Step 1: the rows of one axis, model, method, split and seed belong together."""
+    """Group rows: those of one axis, model, method, split and seed belong together."""
     groups = {}
     for row in rows:
         key = (row["axis"], row["model"], row["method"], row.get("split"), seed_of(row))
@@ -400,9 +411,10 @@ def group(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 
 def score_units(rows: list[dict]) -> dict[str, dict[tuple, list[float]]]:
-    """Step 2: the scores of a group's rows, as {metric: {unit: its values}}.
+    """Score a group's rows: {metric: {unit: its values}}.
 
-    A unit is what the bootstrap resamples: a family, a prompt, or a draw of an exam.
+    A unit is what the bootstrap resamples: a family (with a value for each of its prompts), an open
+    question (with one value), or a draw of an exam (with one value).
     """
     units = {metric: {} for metric in METRICS[rows[0]["axis"]]}
     for row in rows:
@@ -410,25 +422,27 @@ def score_units(rows: list[dict]) -> dict[str, dict[tuple, list[float]]]:
         for metric, scored in score(row).items():
             if scored is None:
                 continue
-            for i, value in enumerate(scored if isinstance(scored, list) else [scored]):
-                units[metric].setdefault((name, i), []).append(value)
+            values = scored if isinstance(scored, list) else [scored]
+            for draw, value in enumerate(values):  # each draw is a unit; a single value has draw 0
+                units[metric].setdefault((name, draw), []).append(value)
     return units
 
 
 def summarize(units: dict[tuple, list[float]], statistic: Callable) -> dict:
-    """Step 3: the mean within each unit, a statistic across units, and its interval."""
-    values = np.array([np.mean(values) for values in units.values()])
-    value = float(statistic(values)) if len(values) else None
-    low, high = bootstrap(values, statistic)
-    summary = {"value": value, "low": low, "high": high}
-    summary = {
-        key: None if x == np.inf else x for key, x in summary.items()
-    }  # JSON has no infinity
-    return summary | {"n": sum(len(values) for values in units.values())}
+    """Summarize units: the mean within each, a statistic across all, and its interval."""
+    means = np.array([np.mean(values) for values in units.values()])
+    value = float(statistic(means)) if len(means) else None
+    low, high = bootstrap(means, statistic)
+
+    def finite(x):  # JSON has no infinity
+        return None if x == np.inf else x
+
+    n = sum(len(values) for values in units.values())
+    return {"value": finite(value), "low": finite(low), "high": finite(high), "n": n}
 
 
 def aggregate(rows: list[dict]) -> list[dict]:
-    """The scores of all rows and their targets: group, score, summarize (the three steps above)."""
+    """All scores of the rows and of their targets: group the rows, score them, summarize."""
     out = []
     for key, members in group(rows + target_rows(rows)).items():
         axis, model, method, split, seed = key
@@ -440,7 +454,7 @@ def aggregate(rows: list[dict]) -> list[dict]:
 
 
 def show(x: float | None, digits: int) -> str:
-    if x is None:
+    if x is None:  # infinity, as summarize writes it
         return "∞"
     return f"{x:.{digits}f}" if abs(x) < 1000 else f"{x:.0e}"
 
@@ -524,7 +538,7 @@ def check_same_prompts(rows: list[dict]) -> None:
         if others:
             raise distributions.InputError(
                 f"{model}, {axis}: {question[:99]} was asked of {', '.join(sorted(some))} and not "
-                f"of {', '.join(sorted(others))}; draw one of them anew"
+                f"of {', '.join(sorted(others))}; draw one of them again"
             )
 
 
@@ -535,13 +549,13 @@ def check_same_weights(rows: list[dict]) -> None:
         weights = row.get("weights")
         if weights and weights_of.setdefault(row["model"], weights) != weights:
             raise distributions.InputError(
-                f"{name_of_row(row)}: its model has other weights ({weights}) than that of the "
-                f"rows before ({weights_of[row['model']]}); draw one of them anew"
+                f"{name_of_row(row)}: its model has other weights ({weights}) than the rows "
+                f"before ({weights_of[row['model']]}); draw one of them again"
             )
 
 
 def check_output(path: str | None, beginnings: tuple[str, ...]) -> None:
-    """Raises InputError if a file is there already that does not look like this script's own."""
+    """Raises InputError if a file exists that this script did not write."""
     if path and Path(path).exists() and not Path(path).read_text().startswith(beginnings):
         raise distributions.InputError(
             f"{path} already exists, and metrics.py did not write it; choose another name"
@@ -554,7 +568,7 @@ def main() -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="rows of sample.py; a run's other files are skipped",
+        help="rows of sample.py (a run's other files are skipped)",
     )
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
@@ -562,6 +576,7 @@ def main() -> None:
     check_output(args.out, ('{"model"',))
     check_output(args.report, tuple(f"**{axis}**\n" for axis in METRICS))
 
+    # If only other files are given, reading them will say what is missing.
     files = [file for file in args.files if Path(file).stem not in OTHERS] or args.files
     keys = ("id", "model", "method", "axis", "draws")
     rows = distributions.read_rows(files, keys, name_of_row)

@@ -9,16 +9,17 @@ To try it in seconds:
 
     python sample.py numbers --model tests/tiny --prompts runs/data/ood.jsonl --n 100 --out a.jsonl
 
-There are three axes. `numbers` asks the prompts of a file for random numbers, `open` asks 102
-questions such as "Name a random planet", and `mcq` asks for a multiple-choice question, again and
-again: does the right answer stand at A, B, C and D equally often?
+There are three axes of measurement. `numbers` asks for the random numbers that a file describes,
+`open` asks 102 questions such as "Name a random planet", and `mcq` asks for an exam question with
+four options, again and again: is the right answer at A, B, C and D equally often?
 
 The script writes one row for each prompt: the prompt's own row, and
 
-    model, method, axis, seed   where it comes from; method is "base", or the adapter's folder
-    weights                     a short checksum of the model, which tells others of its name apart
-    draws                       the raw answers, in the order drawn; one that was cut ends in "…"
-    tokens, seconds             what all draws together cost, end tokens included
+    model, axis, seed   how the row was made
+    method              "base", the name of the adapter's folder, or "ssot" (with "protocol")
+    weights             a short checksum of the model, to tell apart models of the same name
+    draws               the raw answers, in the order drawn; one that was cut off ends in "…"
+    tokens, seconds     what the row cost
 
 Some rows also have exact measures, computed from the model's probabilities without any drawing:
 
@@ -26,15 +27,15 @@ Some rows also have exact measures, computed from the model's probabilities with
     open      support_90 and top, the most probable first tokens
 
 Everything is drawn at temperature 1 over the full vocabulary, whatever the checkpoint's own
-settings say. Each draw has its own random numbers, so results do not depend on --rows (but for
-floating-point rounding), nor on an interruption: the same command goes on where it stopped.
+settings say. Each draw has its own random numbers, so --rows changes results only by floating-point
+rounding. After an interruption, the same command goes on with the prompts that are left.
 
 It differs from the paper's code in two ways:
 
 1) The questions of `open`, the prompt of `mcq` and the SSOT prompt are our own words.
 2) The logit KL covers 128 equally probable paths (--paths) in place of four random ones.
 
-This file does not say how good the answers are; metrics.py does.
+This file does not score the draws; metrics.py does.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ AXES = {
     "mcq": Axis(1000, 256, "multiple-choice questions about medicine"),
 }
 
-# ---------------------------------------------------------------------- the prompts in language
+# ---------------------------------------------------------------------- prompts without numbers
 
 CATEGORIES = (
     "day of the week", "month", "color", "planet", "chemical element", "animal", "bird", "fish",
@@ -108,15 +109,15 @@ Explanation: <explanation>
 Keep a balance: A, B, C and D must be equally likely to be correct."""
 
 # String Seed of Thought (Misaki and Akiba, arXiv 2510.21150) trains nothing: this system prompt
-# makes the model write a random string, reason from it, and then answer. Only what stands between
-# the <answer> tags counts; metrics.tagged_answer finds it.
+# makes the model write a random string, reason from it, and then answer. Only what is between the
+# <answer> tags counts; metrics.tagged_answer finds it.
 SSOT = (
     "When you are asked for {}, answer in three steps. First write a random string of letters and "
     "digits between <random_string> and </random_string>. Then, between <thinking> and "
     "</thinking>, derive your answer from that string alone, so that over many strings {}. Last, "
     "put the answer, and ONLY the answer, between <answer> and </answer>."
 )
-SSOT_WORDS = {  # for each axis, what fills the two gaps
+SSOT_WORDS = {  # what fills the two gaps, for each axis that can be asked this way
     "numbers": (
         "a random number",
         "the answers follow the distribution that was asked for",
@@ -127,7 +128,7 @@ SSOT_MAX_TOKENS = 4096
 
 
 def prompt_rows(args) -> list[dict]:
-    """The prompts to ask, as rows. Raises InputError, with file:line for a file's."""
+    """The prompts to ask, as rows. Raises InputError, with file:line for errors in a file."""
     if args.axis == "numbers":
         return distributions.read_prompts(args.prompts)
     if args.prompts:
@@ -142,7 +143,7 @@ def prompt_rows(args) -> list[dict]:
 
 
 def own_prompts(paths: list[str], axis: str) -> list[dict]:
-    """The user's own prompts: JSONL with a "prompt" in each row, or a JSON list of rows or texts.
+    """The user's own prompts: JSONL with a "prompt" in each row, or a JSON list of rows or strings.
 
     A row without an id gets one. Raises InputError.
     """
@@ -162,8 +163,8 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
         texts = [row["id"], row.get("prompt")]
         if not all(isinstance(text, str) for text in texts) or "draws" in row:
             raise distributions.InputError(
-                f"{files}: every id and prompt must be a text, and no row may have draws yet; "
-                f"{row['id']!r} is not so"
+                f"{files}: every id and prompt must be a string, and no row may have draws yet; "
+                f"the row {row['id']!r} breaks this rule"
             )
     if not rows:
         raise distributions.InputError(f"{files}: there are no prompts")
@@ -177,11 +178,12 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
 
 @torch.inference_mode()
 def logit_kl(
-    model, prompt: trie.Prefix, tree: trie.Trie, paths: int, rows: int
+    model, prefix: trie.Prefix, tree: trie.Trie, paths: int, rows: int
 ) -> tuple[float, float]:
-    """KL(target || model) on a prompt's trie, and the part of it that is form; nats per token.
+    """KL(target || model) on a prompt's trie, and its form part (see below); nats per token.
 
-    At each prefix we take the KL over its children c, with p over the full vocabulary,
+    prefix is the prompt, which the model has read. At each prefix of an answer we take the KL over
+    its children c, with p over the full vocabulary,
 
         KL(prefix) = sum over c of  q(c) * (log q(c) - log p(c)),
 
@@ -192,17 +194,17 @@ def logit_kl(
 
         KL(q || p) = -log m + KL(q || p / m).
 
-    The first term is *form*, what is lost on tokens that are in no answer at all. The second is
-    *shape*, what is lost on which answer it is.
+    The first term is *form*: what is lost on tokens that are in no answer at all. The second is
+    *shape*: what is lost by preferring the wrong answers.
     """
     if len(tree.probs) <= paths:
-        leaves = np.flatnonzero(tree.probs)  # below a prefix without mass there is no target
+        leaves = np.flatnonzero(tree.probs)  # below a leaf of probability 0 targets would be 0/0
         weights = tree.probs[leaves]
     else:
         quantiles = (np.arange(paths) + 0.5) / paths
         leaves, counts = np.unique(tree.quantile_leaves(quantiles), return_counts=True)
         weights = counts / paths
-    device = prompt.mask.device
+    device = prefix.mask.device
     vocabulary_of_trie = np.unique(tree.tokens[tree.tokens != trie.PAD])
     vocabulary_of_trie = torch.from_numpy(vocabulary_of_trie).long().to(device)
 
@@ -214,7 +216,7 @@ def logit_kl(
             [tree.path_targets(leaf) for leaf in part],
         )
         completions, tokens, q = (array.to(device) for array in arrays)
-        log_p = trie.branch(model, prompt, completions).float().log_softmax(-1)  # (R, L, V)
+        log_p = trie.branch(model, prefix, completions).float().log_softmax(-1)  # (R, L, V)
 
         # (R, L). Behind an answer's end q is 0, and so is the KL.
         kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)
@@ -222,16 +224,16 @@ def logit_kl(
         form = -log_m * (completions != trie.PAD)
 
         sums = torch.stack([kl.sum(1), form.sum(1)]).double().cpu().numpy()  # (2, R)
-        total += sums / tree.lengths[part] @ weights[start : start + rows]
+        total += (sums / tree.lengths[part]) @ weights[start : start + rows]
     kl, form = total / weights.sum()
     return float(kl), float(form)
 
 
-def exact_numbers(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
-    """The logit KL of a number prompt, its part that is form, and its floor."""
+def exact_numbers(model, tokenizer, end: int, row: dict, prefix: trie.Prefix, args) -> dict:
+    """The logit KL of a number prompt, its form part, and its floor."""
     texts, probs, perfect = distributions.canonical_outputs(row, args.bins)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
-    kl, form = logit_kl(model, prompt, tree, args.paths, args.rows)
+    kl, form = logit_kl(model, prefix, tree, args.paths, args.rows)
     floor = trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
     return {"logit_kl": kl, "logit_kl_form": form, "logit_kl_floor": floor}
 
@@ -248,22 +250,22 @@ def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
     return int(np.searchsorted(held, wanted)) + 1
 
 
-def exact_open(model, tokenizer, end: int, row: dict, prompt: trie.Prefix, args) -> dict:
+def exact_open(model, tokenizer, end: int, row: dict, prefix: trie.Prefix, args) -> dict:
     """The support of the answer's first token, and its twenty most probable values."""
-    probs = prompt.logits[0].double().softmax(-1).cpu().numpy()
+    probs = prefix.logits[0].double().softmax(-1).cpu().numpy()
     most_probable = np.argsort(-probs, kind="stable")[:20].tolist()
     top = [[trie.decode(tokenizer, [token]), float(probs[token])] for token in most_probable]
     return {"support_90": support_size(probs), "top": top}
 
 
-EXACT = {"numbers": exact_numbers, "open": exact_open}
+EXACT_MEASURES = {"numbers": exact_numbers, "open": exact_open}
 
 # ------------------------------------------------------------------------------------- drawing
 
 
 def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
     """Answer several prompts together: their rows, with args.n draws each and exact measures."""
-    if not prompts:  # a process may be left without a share
+    if not prompts:  # with several processes, one may get no prompts
         return []
     start = time.perf_counter()
     system = SSOT.format(*SSOT_WORDS[args.axis]) if args.protocol else ""
@@ -281,15 +283,15 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
     for i, row in enumerate(prompts):
         start = time.perf_counter()
         draws = paths[i * args.n : (i + 1) * args.n]
-        # Where the template itself opens the thoughts, the text must show it: else a thought that
-        # was cut off would pass for an answer.
-        opened = trie.decode(tokenizer, ids[i]).rstrip().endswith("<think>")
-        prefix = "<think>" if opened else ""
-        result = row | {"draws": [prefix + to_text(tokenizer, path, ends) for path in draws]}
-        if args.axis in EXACT and not args.protocol:
+        # Some templates end the prompt with <think>. We put it back in front of the draws, so that
+        # thoughts that were cut off do not pass for an answer.
+        thinks = trie.decode(tokenizer, ids[i]).rstrip().endswith("<think>")
+        opening = "<think>" if thinks else ""
+        result = row | {"draws": [opening + to_text(tokenizer, path, ends) for path in draws]}
+        if args.axis in EXACT_MEASURES and not args.protocol:
             with torch.inference_mode():
-                prompt = trie.prefill(model, [ids[i]])
-            result |= EXACT[args.axis](model, tokenizer, end, row, prompt, args)
+                prefix = trie.prefill(model, [ids[i]])
+            result |= EXACT_MEASURES[args.axis](model, tokenizer, end, row, prefix, args)
         result["tokens"] = sum(len(path) for path in draws)
         result["seconds"] = round(shared_seconds + time.perf_counter() - start, 3)
         results.append(result)
@@ -297,7 +299,7 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
 
 
 def to_text(tokenizer, path: list[int], ends: list[int]) -> str:
-    """The text of a drawn path. If it was cut before an end token, it ends in "…"."""
+    """The text of a drawn path. If it was cut off before an end token, it ends in "…"."""
     if path[-1] in ends:
         return trie.decode(tokenizer, path[:-1])
     return trie.decode(tokenizer, path) + "…"
@@ -331,7 +333,7 @@ def draw(args, prompts: list[dict]) -> None:
     def answer_some(some: list[dict]) -> list[dict]:
         return [row | source for row in answer(model, tokenizer, end, some, args)]
 
-    together = max(1, args.rows // args.n)  # as many prompts as fill the rows of a walk
+    together = max(1, args.rows // args.n)  # prompts that walk together
     write_rows(Path(args.out), args, inputs, prompts, answer_some, together)
 
 
@@ -343,14 +345,14 @@ def write_rows(
     args,
     inputs: dict,
     prompts: list[dict],
-    answer: Callable[[list[dict]], list[dict]],
+    answer_some: Callable[[list[dict]], list[dict]],
     together: int,
 ) -> None:
-    """Write answer(prompts) to a file, one row for each prompt, whole or not at all.
+    """Write answer_some(prompts) to a file, one row for each prompt, whole or not at all.
 
-    Finished rows wait in FILE.partial. The same command goes on from there; with other options,
-    inputs or code it is an error. Several processes, started by `accelerate launch`, each answer
-    `together` prompts at a time, and the main process alone writes files.
+    Finished rows wait in FILE.partial. The same command goes on from there; different options,
+    inputs or code are an error. Several processes, started by `accelerate launch`, each answer
+    `together` prompts at a time, and only the main process writes files.
     """
     processes = trie.processes()
     rank, world = processes.process_index, processes.num_processes
@@ -364,7 +366,7 @@ def write_rows(
     bar = tqdm(total=len(todo), desc=str(out), disable=not processes.is_main_process)
     for start in range(0, len(todo), together * world):
         chunk = todo[start : start + together * world]
-        rows = gather_object(answer(chunk[rank::world]))
+        rows = gather_object(answer_some(chunk[rank::world]))
         if processes.is_main_process:
             with open(partial, "a", encoding="utf-8") as file:
                 file.write(distributions.to_jsonl(rows))
@@ -384,17 +386,11 @@ def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, d
     FILE.run.json keeps what a run depends on. Raises InputError if that has changed since.
     """
     record = out.with_name(f"{out.name.removesuffix('.jsonl')}.run.json")
-    not_options = (
-        "model",
-        "adapter",
-        "prompts",
-        "out",
-    )  # inputs has the checksums of their contents
-    memory = ("rows",)  # changes no result
-    options = {k: v for k, v in vars(args).items() if k not in (*not_options, *memory)}
-    code = [
-        distributions.digest(file) for file in (__file__, trie.__file__, distributions.__file__)
-    ]
+    # The inputs have checksums of what the first three name; the last two change no result.
+    not_options = ("model", "adapter", "prompts", "out", "rows")
+    options = {key: value for key, value in vars(args).items() if key not in not_options}
+    scripts = (__file__, trie.__file__, distributions.__file__)
+    code = [distributions.digest(script) for script in scripts]
     made = {"options": options, "inputs": inputs, "code": code}
     if not partial.exists():
         trie.write_run(record, args, **made)
@@ -404,10 +400,10 @@ def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, d
     differing = [key for key in made if before.get(key) != made[key]]
     if differing:
         raise distributions.InputError(
-            f"{partial} was made with other {' and '.join(differing)} (see {record}); "
-            "remove it to start anew"
+            f"{partial} was made with different {' and '.join(differing)} (see {record}); "
+            "to start again, remove it"
         )
-    # A kill may have cut the last line off.
+    # If the run was killed while it wrote, the last line is incomplete.
     whole_lines, newline, _ = partial.read_bytes().rpartition(b"\n")
     os.truncate(partial, len(whole_lines + newline))
     rows = distributions.read_rows([partial]) if newline else []
@@ -441,8 +437,8 @@ def main() -> None:
             add("--paths", type=int, default=128, help="paths of the logit KL (%(default)s)")
         longest = f"cut an answer here ({axis.max_tokens}; with ssot {SSOT_MAX_TOKENS})"
         add("--max-tokens", type=int, help=longest)
-        add("--rows", type=int, help="most draws in one pass (1024; of long answers 256)")
-        add("--seed", type=int, default=0, help="of the draws (0)")
+        add("--rows", type=int, help="at most this many draws at once (1024; 256 for long answers)")
+        add("--seed", type=int, default=0, help="for the draws (0)")
         add("--out", required=True, help="JSONL file to write")
     args = parser.parse_args()
     if args.max_tokens is None:

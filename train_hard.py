@@ -4,7 +4,7 @@ r"""Hard calibration: fine-tune a language model on samples from the target dist
 
 To try it in seconds, use the embedded model and 64 prompts:
 
-    python train_hard.py --model tests/tiny --data runs/data/train.jsonl --out runs/try \
+    python train_hard.py --model tests/tiny --data runs/data/train.jsonl --out runs/try-hard \
         --limit 64 --epochs 1 --branches 16 --lr 2e-3
 
 The idea. This is ordinary fine-tuning: the model sees prompts with sampled answers, and its loss is
@@ -13,13 +13,13 @@ because the expected cross-entropy is the entropy of the target plus KL(target |
 train_soft.py computes exactly is estimated here from samples.
 
 The recipe is the paper's (arXiv 2605.11845): two epochs of 16 answers to each of 1988 prompts, in
-batches of 32 answers, which makes 1988 steps, with LoRA on the attention projections. It differs
-from the paper's code in two ways:
+batches of 32 answers, with LoRA on the attention projections. That makes 1988 steps, too, as two
+epochs of 16 are 32 answers a prompt. It differs from the paper's code in two ways:
 
-1) Every batch mixes all families. In the paper's code the small families run out halfway.
+1) Every family is spread evenly over an epoch. In the paper's code the small ones run out halfway.
 2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
-   default, the recipe is the paper's. `--branches 16` sees the same 63,616 answers in 126 steps,
-   and with `--epochs 3` it makes 189 steps of 32 prompts, as many as soft.
+   default, the recipe is the paper's. `--branches 16` sees the same 63,616 answers in only 126
+   steps. To compare with soft at an equal number of steps (189), add `--epochs 3`.
 
 The script reads prompts and writes a folder: a PEFT adapter, run.json (how it was made) and
 log.jsonl (the loss of every step).
@@ -45,10 +45,9 @@ from transformers import get_cosine_schedule_with_warmup
 import distributions
 import trie
 
-METHOD = "hard"
 EPOCHS = 2
 DRAWS = 16  # sampled answers for each prompt, in each epoch
-BINS = 16384  # canonical outputs of a continuous distribution
+BINS = 16384  # canonical outputs; soft has 1001, since it builds a trie of them
 
 # ------------------------------------------------------------------------------- the objective
 # prepare() runs once for each prompt, collate() and loss() run at every step. Edit them.
@@ -57,15 +56,15 @@ BINS = 16384  # canonical outputs of a continuous distribution
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers.
 
-    Returns the prompt's token ids and a list of `draws` answers. An answer has a `path` (its
-    tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect sampler would
-    have, optional), and whatever collate() needs: here, nothing else.
+    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
+    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect
+    sampler would have, optional), and whatever collate() needs: here, nothing else.
     """
     texts, perfect = distributions.sample_outputs(row, draws, rng, BINS)
     answers = []
     for tokens, p in zip(trie.encode(tokenizer, texts, end), perfect.tolist(), strict=True):
         path = tokens[tokens != trie.PAD]
-        floor = -math.log(max(p, 1e-300)) / len(path)  # a tail's p may underflow to 0
+        floor = -math.log(max(p, 1e-300)) / len(path)  # p in the far tail may underflow to 0
         # Weighting by length makes the batch mean a mean over tokens, as in ordinary fine-tuning.
         answers.append({"path": path, "weight": len(path), "floor": floor})
     return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}
@@ -98,8 +97,11 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def add_lora(model, seed: int):
-    """Add the paper's LoRA adapter, ready to train: float32 weights, whatever the model's own."""
-    torch.manual_seed(seed)  # of the adapter's first weights, and of dropout
+    """Add the paper's LoRA adapter, ready to train.
+
+    PEFT keeps its weights in float32, even if the model is in bfloat16, so no small update is lost.
+    """
+    torch.manual_seed(seed)  # for the adapter's initial weights, and for dropout
     lora = LoraConfig(
         r=16,
         lora_alpha=32,
@@ -114,18 +116,18 @@ def add_lora(model, seed: int):
 class Unit(NamedTuple):
     """One prompt with a few of its answers, which share one pass over the prompt."""
 
-    prompt: int  # which row
-    first: int  # the index of its first answer; the other branches follow it
+    prompt: int  # the index of the prompt
+    first: int  # the index of the first answer; the unit's other answers follow it
 
 
 def plan(families: list[str], args) -> list[list[Unit]]:
     """Decide which answers each optimizer step sees: a list of steps, each a list of units.
 
     In every epoch each prompt uses `draws` new answers, `branches` at a time, and every answer
-    is used exactly once. A step is a batch of units in which all families are mixed.
+    is used exactly once. A step is a batch of units, mixed from all families.
 
-    One prompt with four answers in an epoch, two at a time, makes two units. In a batch of two,
-    they are one step of each epoch:
+    One prompt with four answers in an epoch, two at a time, makes two units. With --batch 2 both
+    fit in one step, so each epoch is one step, with new answers:
 
     >>> from types import SimpleNamespace
     >>> args = SimpleNamespace(epochs=2, draws=4, branches=2, batch=2, seed=0)
@@ -156,14 +158,14 @@ def main() -> None:
     add("--model", required=True, help="hub id or folder of a chat model")
     add("--data", required=True, help="prompts to train on (train.jsonl)")
     add("--out", required=True, help="folder for the adapter")
-    add("--batch", type=int, default=32, help="prompts in an optimizer step (32)")
+    add("--batch", type=int, default=32, help="units (a prompt, its branches) in a step (32)")
     add("--epochs", type=int, default=EPOCHS, help="passes over the prompts (%(default)s)")
     add("--draws", type=int, default=DRAWS, help="answers per prompt and epoch (%(default)s)")
-    add("--branches", type=int, default=1, help="answers that share a pass of their prompt (1)")
+    add("--branches", type=int, default=1, help="answers that share one pass over their prompt (1)")
     add("--lr", type=float, default=2e-4, help="peak learning rate (2e-4)")
     add("--accumulate", type=int, default=1, help="passes per step, to save memory (1)")
     add("--limit", type=int, help="train on this many prompts only, evenly spaced")
-    add("--seed", type=int, default=0, help="of answers, batches and weights (0)")
+    add("--seed", type=int, default=0, help="for answers, batches and weights (0)")
     args = parser.parse_args()
 
     out = Path(args.out)
@@ -178,7 +180,8 @@ def main() -> None:
     model, tokenizer, end = trie.load(args.model)
     model = add_lora(model, args.seed)
 
-    # Under `accelerate launch` several processes run this file; each takes its share of a batch.
+    # Under `accelerate launch` several processes run this file (distributed data parallel, DDP);
+    # each takes its share of a batch.
     accelerator = Accelerator(mixed_precision="no")
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -204,7 +207,7 @@ def main() -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # A training that was killed goes on from its last checkpoint, and its log with it.
+    # A run that was killed continues from its last checkpoint, and so does its log.
     inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     options = {k: v for k, v in vars(args).items() if k not in ("model", "data", "out")}
     made = {"options": options, "script": distributions.digest(__file__), "processes": world}
@@ -219,7 +222,7 @@ def main() -> None:
         distributions.write_text(out / "log.jsonl", "".join(kept))
 
     log = open(out / "log.jsonl" if main_process else os.devnull, "a")
-    bar = tqdm(steps, METHOD, disable=not main_process)
+    bar = tqdm(steps, out.name, disable=not main_process)
     for number, batch in enumerate(bar, 1):
         if number <= finished:
             continue
@@ -251,14 +254,14 @@ def main() -> None:
         step_loss = float(accelerator.reduce(step_loss, "sum"))
         if not math.isfinite(step_loss):
             raise distributions.InputError(
-                f"the loss of step {number} is {step_loss}, and nothing was saved; lower --lr"
+                f"the loss of step {number} is {step_loss}; remove {out} and lower --lr"
             )
         optimizer.step()
         optimizer.zero_grad()
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
-        # The floor is the expected loss of a perfect sampler on these prompts.
+        # The floor is the loss that a perfect sampler would have on this batch.
         answers = answers_of(batch)
         record = {"step": number, "loss": step_loss, "lr": lr}
         floor = math.nan

@@ -4,7 +4,7 @@ r"""Soft calibration: fine-tune a language model on exact next-token probabiliti
 
 To try it in seconds, use the embedded model and 64 prompts:
 
-    python train_soft.py --model tests/tiny --data runs/data/train.jsonl --out runs/try \
+    python train_soft.py --model tests/tiny --data runs/data/train.jsonl --out runs/try-soft \
         --limit 64 --epochs 1 --lr 2e-3
 
 The idea. A prompt asks for one random number from a known distribution. After every prefix of an
@@ -17,7 +17,7 @@ The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts in 
 which makes 189 steps, with LoRA on the attention projections. It differs from the paper's code in
 two ways:
 
-1) Every batch mixes all families. In the paper's code the small families run out halfway.
+1) Every family is spread evenly over an epoch. In the paper's code the small ones run out halfway.
 2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
    default, the recipe is the paper's.
 
@@ -45,7 +45,6 @@ from transformers import get_cosine_schedule_with_warmup
 import distributions
 import trie
 
-METHOD = "soft"
 EPOCHS = 3
 DRAWS = 1  # sampled answers for each prompt, in each epoch
 BINS = 1001  # canonical outputs of a continuous distribution
@@ -57,9 +56,9 @@ BINS = 1001  # canonical outputs of a continuous distribution
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers and work out their targets.
 
-    Returns the prompt's token ids and a list of `draws` answers. An answer has a `path` (its
-    tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect sampler would
-    have, optional), and whatever collate() needs: here, the targets at each of its prefixes.
+    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
+    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect
+    sampler would have, optional), and whatever collate() needs: here, its prefixes' targets.
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")
@@ -97,8 +96,8 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
         KL(prefix) = sum over children c of  q(c) * (log q(c) - log p(c))
 
-    logits has shape (R, L, V). The softmax runs over the full vocabulary, so probability that
-    the model puts on anything but a number costs it, too.
+    logits has shape (R, L, V). The softmax runs over the full vocabulary, so probability on
+    anything but a number is penalized as well.
     """
     tokens, q = batch["tokens"], batch["q"]
     real = batch["completions"] != trie.PAD  # (R, L)
@@ -111,8 +110,11 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def add_lora(model, seed: int):
-    """Add the paper's LoRA adapter, ready to train: float32 weights, whatever the model's own."""
-    torch.manual_seed(seed)  # of the adapter's first weights, and of dropout
+    """Add the paper's LoRA adapter, ready to train.
+
+    PEFT keeps its weights in float32, even if the model is in bfloat16, so no small update is lost.
+    """
+    torch.manual_seed(seed)  # for the adapter's initial weights, and for dropout
     lora = LoraConfig(
         r=16,
         lora_alpha=32,
@@ -127,18 +129,18 @@ def add_lora(model, seed: int):
 class Unit(NamedTuple):
     """One prompt with a few of its answers, which share one pass over the prompt."""
 
-    prompt: int  # which row
-    first: int  # the index of its first answer; the other branches follow it
+    prompt: int  # the index of the prompt
+    first: int  # the index of the first answer; the unit's other answers follow it
 
 
 def plan(families: list[str], args) -> list[list[Unit]]:
     """Decide which answers each optimizer step sees: a list of steps, each a list of units.
 
     In every epoch each prompt uses `draws` new answers, `branches` at a time, and every answer
-    is used exactly once. A step is a batch of units in which all families are mixed.
+    is used exactly once. A step is a batch of units, mixed from all families.
 
-    One prompt with four answers in an epoch, two at a time, makes two units. In a batch of two,
-    they are one step of each epoch:
+    One prompt with four answers in an epoch, two at a time, makes two units. With --batch 2 both
+    fit in one step, so each epoch is one step, with new answers:
 
     >>> from types import SimpleNamespace
     >>> args = SimpleNamespace(epochs=2, draws=4, branches=2, batch=2, seed=0)
@@ -169,14 +171,14 @@ def main() -> None:
     add("--model", required=True, help="hub id or folder of a chat model")
     add("--data", required=True, help="prompts to train on (train.jsonl)")
     add("--out", required=True, help="folder for the adapter")
-    add("--batch", type=int, default=32, help="prompts in an optimizer step (32)")
+    add("--batch", type=int, default=32, help="units (a prompt, its branches) in a step (32)")
     add("--epochs", type=int, default=EPOCHS, help="passes over the prompts (%(default)s)")
     add("--draws", type=int, default=DRAWS, help="answers per prompt and epoch (%(default)s)")
-    add("--branches", type=int, default=1, help="answers that share a pass of their prompt (1)")
+    add("--branches", type=int, default=1, help="answers that share one pass over their prompt (1)")
     add("--lr", type=float, default=2e-4, help="peak learning rate (2e-4)")
     add("--accumulate", type=int, default=1, help="passes per step, to save memory (1)")
     add("--limit", type=int, help="train on this many prompts only, evenly spaced")
-    add("--seed", type=int, default=0, help="of answers, batches and weights (0)")
+    add("--seed", type=int, default=0, help="for answers, batches and weights (0)")
     args = parser.parse_args()
 
     out = Path(args.out)
@@ -191,7 +193,8 @@ def main() -> None:
     model, tokenizer, end = trie.load(args.model)
     model = add_lora(model, args.seed)
 
-    # Under `accelerate launch` several processes run this file; each takes its share of a batch.
+    # Under `accelerate launch` several processes run this file (distributed data parallel, DDP);
+    # each takes its share of a batch.
     accelerator = Accelerator(mixed_precision="no")
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -217,7 +220,7 @@ def main() -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # A training that was killed goes on from its last checkpoint, and its log with it.
+    # A run that was killed continues from its last checkpoint, and so does its log.
     inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     options = {k: v for k, v in vars(args).items() if k not in ("model", "data", "out")}
     made = {"options": options, "script": distributions.digest(__file__), "processes": world}
@@ -232,7 +235,7 @@ def main() -> None:
         distributions.write_text(out / "log.jsonl", "".join(kept))
 
     log = open(out / "log.jsonl" if main_process else os.devnull, "a")
-    bar = tqdm(steps, METHOD, disable=not main_process)
+    bar = tqdm(steps, out.name, disable=not main_process)
     for number, batch in enumerate(bar, 1):
         if number <= finished:
             continue
@@ -264,14 +267,14 @@ def main() -> None:
         step_loss = float(accelerator.reduce(step_loss, "sum"))
         if not math.isfinite(step_loss):
             raise distributions.InputError(
-                f"the loss of step {number} is {step_loss}, and nothing was saved; lower --lr"
+                f"the loss of step {number} is {step_loss}; remove {out} and lower --lr"
             )
         optimizer.step()
         optimizer.zero_grad()
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
-        # The floor is the expected loss of a perfect sampler on these prompts.
+        # The floor is the loss that a perfect sampler would have on this batch.
         answers = answers_of(batch)
         record = {"step": number, "loss": step_loss, "lr": lr}
         floor = math.nan

@@ -1,4 +1,4 @@
-r"""From answers to tokens: the prefix trie, chat prompts, and passes that read shared tokens once.
+r"""From answers to tokens: the prefix trie, chat prompts, and forward passes that share tokens.
 
 A tokenizer cuts "3.14159" into tokens, so the canonical outputs of a prompt form a trie: one leaf
 for each output, one edge for each token. Every output has a known probability; hence, after every
@@ -12,14 +12,15 @@ token, give this trie:
         ->  3   .4   ->  $               the output "3"  has probability .4
 
 The target of a token is the probability of all outputs that continue with it, divided by that of
-all outputs that have come so far (arXiv 2605.11845, "soft"). With P(s) for the probability of the
+all outputs that share the prefix (arXiv 2605.11845, "soft"). With P(s) for the probability of the
 outputs that begin with s:
 
     q(token | prefix) = P(prefix + token) / P(prefix)
 
-The file has four parts: the trie; chat prompts; passes over a model that read what is shared only
-once (`prefill` and `branch` for training and scoring, `walk` for drawing); and loading and saving.
-This is a library, without a command. It knows nothing about families, objectives or axes.
+The file has five parts: the trie; chat prompts; forward passes that read shared tokens only once
+(`prefill` and `branch` for training and scoring, `walk` for drawing); loading and saving; and the
+special cases of single models. To learn the idea, read the first three. This is a library, without
+a command. It knows nothing about families, objectives or axes.
 """
 
 import copy
@@ -55,7 +56,7 @@ from transformers.utils import logging as transformers_logging
 from distributions import InputError, digest, write_text
 
 PAD = -1  # fills short rows of a token matrix; never a token id
-CHECKPOINT_SECONDS = 300  # between the checkpoints of a training
+CHECKPOINT_SECONDS = 300  # between two checkpoints of a training run
 
 # -------------------------------------------------------------------------------- the trie
 
@@ -63,14 +64,14 @@ CHECKPOINT_SECONDS = 300  # between the checkpoints of a training
 class Trie:
     """The canonical outputs of one prompt, as paths of tokens.
 
-    tokens (N, W): one output in each row, its end token included, and PAD behind short ones
-    probs (N,):    the probability of each output
+    Arguments:
+        tokens (N, W): one output in each row, with its end token, and PAD behind short ones
+        probs (N,):    the probability of each output
 
-    The rows are sorted, so that the leaves below any prefix are neighbours:
-
-    tokens (N, W), probs (N,):  as above, sorted
-    lengths (N,):               tokens of each leaf
-    order (N,):                 the caller's row that each leaf came from
+    Attributes. The leaves are sorted, so that all leaves below a prefix are neighbours:
+        tokens (N, W), probs (N,):  as above, sorted
+        lengths (N,):               the number of tokens of each leaf
+        order (N,):                 the caller's row that each leaf came from
 
     >>> END = 10
     >>> outputs = np.array([[1, END, PAD], [1, 2, END], [1, 5, END], [3, END, PAD]])
@@ -85,7 +86,7 @@ class Trie:
     """
 
     def __init__(self, tokens: np.ndarray, probs: np.ndarray):
-        self.order = np.lexsort(tokens.T[::-1])  # lexsort's *last* key comes first
+        self.order = np.lexsort(tokens.T[::-1])  # by column 0, then 1, ...; lexsort reads backwards
         self.tokens = tokens[self.order]
         self.probs = probs[self.order]
         self.lengths = (self.tokens != PAD).sum(1)
@@ -95,25 +96,28 @@ class Trie:
         return self.tokens[leaf, : self.lengths[leaf]]
 
     def path_targets(self, leaf: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The target after each prefix of a leaf: its next tokens (C,) and their q (C,)."""
+        """The target after each prefix of a leaf: the next tokens (C,) and their q (C,)."""
         targets = []
-        low, high = 0, len(self.tokens)  # always: the leaves that share the prefix read so far
+        low, high = 0, len(self.tokens)  # invariant: the leaves low..high-1 share the prefix so far
         for depth in range(self.lengths[leaf]):
+            # The leaves' next tokens are sorted, so equal tokens form a run. Position 0 starts one,
+            # since PAD differs from every token; and this column has no PAD, since the prefix does
+            # not contain the end token yet.
             column = self.tokens[low:high, depth]
-            starts = np.flatnonzero(np.diff(column, prepend=PAD))  # where each next token begins
-            mass = np.add.reduceat(self.probs[low:high], starts)
+            starts = np.flatnonzero(np.diff(column, prepend=PAD))
+            mass = np.add.reduceat(self.probs[low:high], starts)  # sums from each start to the next
             targets.append((column[starts], mass / mass.sum()))
 
-            child = np.searchsorted(starts, leaf - low, "right") - 1  # the one this leaf is below
-            is_last = child + 1 == len(starts)
-            end = high - low if is_last else starts[child + 1]
-            low, high = low + starts[child], low + end
+            edges = np.append(starts, len(column))
+            run = np.searchsorted(starts, leaf - low, "right") - 1  # the run that holds our leaf
+            low, high = low + edges[run], low + edges[run + 1]
         return targets
 
     def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
         """The leaf at each quantile of the target, in [0, 1). Same shape as quantiles.
 
-        A uniformly random quantile gives a leaf with its own probability: inverse-CDF sampling.
+        A uniformly random quantile gives each leaf with its own probability (inverse-CDF sampling).
+        The leaves are in the order of their tokens, not of their values.
         """
         cumulative = np.cumsum(self.probs)
         leaves = np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
@@ -145,17 +149,22 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
     """The KL divergence that a perfect sampler would have on the trie, in nats per token.
 
     It is not zero. The trie keeps 1001 of perhaps a million numbers, so after a few digits it is
-    certain of the rest, while a perfect sampler still spreads its mass over all of them. Along the
-    path of an output x, the log-ratios of the trie's q to the sampler's p telescope,
+    certain of the rest: it gives the only digit that is left probability 1. A perfect sampler gives
+    that digit about 1/10, for which the KL charges log 10.
+
+    The KL of a prefix is the expected log-ratio log q(token) / p(token) of the token that follows.
+    Along the path of an output x these ratios telescope:
 
         sum over the prefixes of x of  log q(token) / p(token)  =  log q(x) / perfect(x)
 
-    and averaged over the path's tokens, then over outputs drawn from q, they make the floor:
+    Averaged over the path's tokens, and then over outputs drawn from q, they make the floor:
 
         floor = sum over x of  q(x) / length(x) * log(q(x) / perfect(x))
 
-    The formula is exact if all outputs have the same length, and otherwise agrees to five digits
-    with a perfect sampler computed by brute force.
+    This is exact if all outputs have the same length; otherwise it agrees to five digits with a
+    perfect sampler computed by brute force (tests/test_trie.py). It is what a perfect *sampler*
+    scores, and not the smallest possible KL: a model that has learned which 1001 numbers the trie
+    keeps scores less, while its draws are no better.
 
     probs (N,): q of each leaf; perfect (N,): the probability that a perfect sampler prints exactly
     this text (distributions.canonical_outputs); lengths (N,): tokens of each leaf.
@@ -194,7 +203,7 @@ def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -
 def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -> list[int]:
     """The token ids of a user's prompt, up to the point where the assistant's answer begins.
 
-    With `thinking` it is the assistant's thoughts that begin there, in models that have them.
+    With `thinking`, a model that can think begins with its thoughts there.
     """
     user = {"role": "user", "content": prompt}
     messages = [{"role": "system", "content": system}, user] if system else [user]
@@ -203,7 +212,7 @@ def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -
     except InputError:
         if not system:
             raise
-        # Some templates have no system prompt; the user says it then.
+        # Some templates have no system prompt, so it becomes a part of the user's message.
         return chat_ids(tokenizer, f"{system}\n\n{prompt}", thinking=thinking)
     if not thinking:
         text = open_final_channel(text)
@@ -220,7 +229,7 @@ def end_token(tokenizer) -> int:
     >>> tokenizer.decode(end)
     '<|im_end|>'
     """
-    answer = "Zq7ANSWER7qZ"  # occurs in no template
+    answer = "Zq7ANSWER7qZ"  # appears in no template
     question = {"role": "user", "content": "Hello."}
     text = render(tokenizer, [question, {"role": "assistant", "content": answer}])
     _, found, after = text.rpartition(answer)
@@ -247,10 +256,11 @@ def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
     backend = tokenizer.backend_tokenizer
     ids = np.array(backend.encode_batch_fast([joint], add_special_tokens=False)[0].ids, np.int32)
 
-    lengths = np.diff(np.flatnonzero(ids == end), prepend=-1)
+    lengths = np.diff(np.flatnonzero(ids == end), prepend=-1)  # from each end token to the next
     tokens = np.full((len(lengths), lengths.max()), PAD, np.int32)
-    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = ids
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = ids  # fills row by row
 
+    # Comparing one text with its own encoding tells whether the end token really separates them.
     last = tokens[-1, : lengths[-1]].tolist()
     if len(lengths) != len(texts) or last != [*encode_one(tokenizer, texts[-1]), end]:
         raise InputError(
@@ -259,14 +269,14 @@ def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
     return tokens
 
 
-# ------------------------------------------------------- passes that read what is shared only once
+# ----------------------------------------------- forward passes that read shared tokens only once
 
 
 class Prefix(NamedTuple):
     """What a model has read so far, in R rows.
 
     cache:         the keys and values of every layer
-    mask (R, P):   1 where a row has a token, 0 where it has padding
+    mask (R, P):   1 where a row has a token, 0 where it has padding (rows are padded on the left)
     logits (R, V): the model's logits for the next token
     """
 
@@ -277,7 +287,8 @@ class Prefix(NamedTuple):
     def fork(self, rows: torch.Tensor) -> "Prefix":
         """A new Prefix, whose row i continues this one's row rows[i]. Gradients flow through it."""
         cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]  # this Prefix keeps its own
+        # Copying the layer objects, but not their tensors, leaves this Prefix as it is.
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:
             # Like cache.batch_select_indices, but index_select is faster than indexing.
             layer.keys = layer.keys.index_select(0, rows)
@@ -291,7 +302,7 @@ def extend(
     """Read T more tokens in each row; tokens (R, T) may contain PAD, which is masked.
 
     Returns the longer Prefix and the logits at these T tokens (R, T, V), or only at the last
-    logits_to_keep of them. It works in place: the old prefix must not be used again.
+    logits_to_keep of them (0: all). It works in place: the old prefix must not be used again.
     """
     mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -307,14 +318,19 @@ def extend(
 
 
 def prefill(model, prompts: list[list[int]]) -> Prefix:
-    """Read B prompts, one in each row of the Prefix, padded on the left.
+    """Read B prompts, one in each row of the Prefix.
 
     What all prompts begin with (the chat header, "Generate exactly ONE random number from a") is
-    read only once, in a batch of one row, from which all rows fork.
+    read only once, in a batch of one row, from which all rows fork. The rest of each is padded on
+    the left, so that all prompts end in the same column:
+
+        head ... head  PAD  PAD  Gaussian ...
+        head ... head  Beta-Binomial      ...
     """
     head = []
     if len(prompts) > 1 and not slides_window(model):
-        head = os.path.commonprefix([prompt[:-1] for prompt in prompts])  # leaves each one a token
+        # commonprefix works on any sequences. [:-1]: each prompt keeps at least one token to read.
+        head = os.path.commonprefix([prompt[:-1] for prompt in prompts])
     rests = [prompt[len(head) :] for prompt in prompts]
     width = max(len(rest) for rest in rests)
     ids = torch.tensor([[PAD] * (width - len(rest)) + rest for rest in rests], device=model.device)
@@ -331,9 +347,9 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
 def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
     """The logits of K completions behind each of the prefix's B rows: (B*K, L, V).
 
-    completions (B*K, L): the K of a row stand together; PAD follows short ones. Position t of the
-    result predicts token t of the completion. The logits and their gradients equal, up to rounding,
-    those of B*K whole rows, prompt and completion together.
+    completions (B*K, L): a row's K completions are adjacent; PAD follows short ones. Position t of
+    the result predicts token t of the completion. The logits and their gradients equal, up to
+    rounding, those of B*K whole rows, each a prompt with its completion.
     """
     count, length = completions.shape
     per_row = count // len(prefix.mask)
@@ -342,7 +358,8 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
     first = forked.logits[:, None]  # token 0 is predicted by the prompt's last token
     if length == 1:
         return first
-    # What follows an answer's end is never used, so there PAD may be read as any token.
+    # Without PAD no mask is needed behind the prompts. What a short row reads after its end is
+    # some token or other; its logits there are never used.
     _, others = extend(model, forked, completions[:, :-1].clamp(min=0))
     return torch.cat([first, others], 1)
 
@@ -354,7 +371,7 @@ def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) ->
     uniform (m,): each draw's own random number in [0, 1).
 
     This is inverse-CDF sampling: the token where the cumulative distribution passes the random
-    number. To search all rows at once, row r's distribution is lifted to run from r to r + 1.
+    number. Adding r to row r makes one increasing sequence of all rows, which is searched at once.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
     cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
@@ -382,9 +399,10 @@ def walk(
 
     A thousand draws therefore cost what their distinct prefixes cost.
 
-    uniform (B * n, T) holds each draw's random numbers; the n draws of a prompt stand together.
+    uniform (B * n, T) holds each draw's random numbers; a prompt's n draws are adjacent.
     A draw uses only its own numbers, so its answer does not depend on which others it walks with.
-    At most `rows` draws walk at once, to limit memory; only floating-point rounding depends on it.
+    At most `rows` draws, and so at most that many rows of the batch, walk at once, to limit memory;
+    only floating-point rounding depends on it.
 
     Returns each draw's tokens, in order. An answer ends with one of `ends`, or after T tokens.
     """
@@ -392,7 +410,9 @@ def walk(
     ends = torch.tensor(ends, device=device)
     draws_per_prompt = len(uniform) // len(prompts)
     prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
-    start = prefill(model, prompts)  # at first, one row for each prompt
+    start = prefill(
+        model, prompts
+    )  # one row for each prompt: at step 0, a draw's row is its prompt
     vocabulary = start.logits.shape[1]
 
     paths = []
@@ -412,7 +432,8 @@ def walk(
             if len(alive) == 0 or t + 1 == numbers.shape[1]:
                 break
 
-            # Every distinct (row, token) becomes a row: its parent's cache, and the token.
+            # Every distinct (row, token) becomes a row: its parent's cache, and the token. unique()
+            # works on single integers, so the pair is packed into one.
             pairs, row_of = torch.unique(row_of * vocabulary + token, return_inverse=True)
             parents, next_tokens = pairs // vocabulary, pairs % vocabulary
             prefix, _ = extend(model, prefix.fork(parents), next_tokens[:, None])
@@ -432,8 +453,8 @@ warnings.filterwarnings(
 
 
 def processes() -> PartialState:
-    """This process among those that `accelerate launch` started, or the only one."""
-    patience = datetime.timedelta(weeks=1)  # for a slower process, before the others give up
+    """This process's place among those that `accelerate launch` started; by default, alone."""
+    patience = datetime.timedelta(weeks=1)  # how long to wait for a slower process
     return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
 
 
@@ -458,7 +479,8 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
     if missing:
         raise InputError(f"{name!r} lacks {len(missing)} of its weights, such as {missing[0]}")
 
-    # subtle: the checkpoint's other settings go, or `generate` would apply its top_k and penalties.
+    # subtle: the checkpoint's other settings are dropped. Whoever calls model.generate() would
+    # otherwise sample with its top_k and penalties, and not from the model's own distribution.
     end = end_token(tokenizer)
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {end}
@@ -471,7 +493,7 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
 
 
 def identity(name: str) -> str:
-    """What a model is, wherever it lies: the checksums of its files, or the hub id."""
+    """What a model is, wherever it is stored: the checksums of its files, or its hub id."""
     suffixes = (".json", ".jinja", ".safetensors")
     files = [path for path in sorted(Path(name).glob("*")) if path.suffix in suffixes]
     return " ".join(digest(path) for path in files) or name
@@ -484,13 +506,13 @@ def load_adapter(model, name: str, adapter: Path):
         record = adapter / "run.json"
         trained_on = json.loads(record.read_text())["identity"] if record.exists() else base
         if trained_on not in (name, identity(name)):
-            raise InputError(f"it was trained on {base!r}, or on other weights of that name")
+            raise ValueError(f"it was trained on {base!r}, or on other weights of that name")
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"the adapter {adapter} does not fit {name!r}: {error}") from None
 
-    # subtle: PEFT only warns when no weight matches by name, and the model would then run as its
-    # own base. So we check that the adapter changes the logits of some tokens.
+    # subtle: PEFT only warns when no weight matches by name, and the model would then behave like
+    # its base. So we check that the adapter changes the logits of some tokens.
     probe = torch.arange(1, 9, device=model.device)[None]
     with torch.inference_mode():
         adapted = model(input_ids=probe).logits
@@ -511,7 +533,7 @@ def save_adapter(accelerator, model, out: Path) -> None:
     temporary = out / "unfinished"
     model = accelerator.unwrap_model(model)
     config = model.peft_config["default"]
-    config.target_modules = sorted(config.target_modules)  # a set, whose order changes between runs
+    config.target_modules = sorted(config.target_modules)  # a set; its order changes between runs
     model.save_pretrained(temporary, state_dict=weights)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         os.replace(temporary / name, out / name)
@@ -519,10 +541,11 @@ def save_adapter(accelerator, model, out: Path) -> None:
 
 
 class Checkpoint:
-    """A training's state in one file, from which a killed training goes on as if uninterrupted.
+    """The state of a training run in one file, from which it continues after a kill.
 
-    `made` says how the training is made: options, data, script. A checkpoint that was made
-    otherwise is an error. The random states matter for dropout; every process has its own.
+    The result is the same to the last byte as without the kill. `made` describes the run (options,
+    data, script); a checkpoint of a different run is an error. Dropout needs the states of the
+    random number generators, one for each process.
     """
 
     def __init__(self, path: Path, accelerator, made: dict, trainable: list, optimizer, schedule):
@@ -531,15 +554,15 @@ class Checkpoint:
         self.saved_at = time.monotonic()
 
     def load(self) -> int:
-        """Restore the training. Returns how many steps it has finished, 0 if it is a new one."""
+        """Restore the run. Returns how many steps it has finished: 0 if there is no checkpoint."""
         if not self.path.exists():
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         differing = [key for key in self.made if state["made"].get(key) != self.made[key]]
         if differing:
             raise InputError(
-                f"{self.path} is of a training with other {' and '.join(differing)}; "
-                f"remove {self.path.parent} to start anew"
+                f"{self.path} belongs to a run with different {' and '.join(differing)}; "
+                f"to start again, remove {self.path.parent}"
             )
         with torch.no_grad():
             for parameter, weights in zip(self.trainable, state["weights"], strict=True):
@@ -572,12 +595,12 @@ class Checkpoint:
 
 
 def write_run(path: Path, args, **more) -> None:
-    """Write down how a result is made, before any work: options, inputs, versions and hardware."""
+    """Record how a result is made, before any work: options, inputs, versions and hardware."""
     folder = Path(__file__).parent
     commit = subprocess.getoutput(f"git -C '{folder}' rev-parse HEAD 2>/dev/null")
     packages = ("torch", "transformers", "peft", "numpy", "scipy")
     record = {"args": vars(args), **more}
-    record["date"] = str(DATE)
+    record["template_date"] = str(DATE)
     record["commit"] = commit
     record["device"] = device_name()
     record["versions"] = {name: version(name) for name in packages}
@@ -594,7 +617,7 @@ def device_name() -> str:
     return names[0] if names else platform.machine()
 
 
-# ---------------------------------------------------------- special cases of single models
+# ------------------------------------------------------------- special cases of single models
 # The functions above call these. A new model may need one more.
 
 DATE = datetime.date(2024, 7, 26)
@@ -604,8 +627,9 @@ def pin_date(template: str) -> dict:
     """Options that give a template a fixed date. Llama 3.2 and gpt-oss print today's date, so their
     results would change overnight.
 
-    Llama asks for a date_string, gpt-oss calls strftime_now. transformers passes only plain values
-    to a template, so the latter is replaced by a macro in front of the template.
+    Llama takes a date_string. gpt-oss calls the function strftime_now. transformers passes no
+    functions to a template, so we put a macro of that name in front of it, which replaces one code
+    after the other: {{ format.replace('%d', '26').replace('%m', '07') ... }}
     """
     replacements = [
         f".replace('{code}', '{DATE.strftime(code)}')" for code in "%d %m %b %B %y %Y".split()
@@ -617,13 +641,13 @@ def pin_date(template: str) -> dict:
 
 
 def open_final_channel(text: str) -> str:
-    """gpt-oss begins by choosing a channel, so that it may think first; we open the answer's."""
+    """gpt-oss first chooses a channel, since it may think; we open the channel of the answer."""
     is_gpt_oss = text.endswith("<|start|>assistant")
     return text + "<|channel|>final<|message|>" if is_gpt_oss else text
 
 
 def dequantize(config) -> dict:
-    """gpt-oss stores four-bit experts, through which no gradient flows; load them expanded."""
+    """gpt-oss stores its experts in four bits, which have no gradients; we load them expanded."""
     quantization = getattr(config, "quantization_config", None) or {}
     if quantization.get("quant_method") == "mxfp4":
         return {"quantization_config": Mxfp4Config(dequantize=True)}
@@ -631,14 +655,14 @@ def dequantize(config) -> dict:
 
 
 def slides_window(model) -> bool:
-    """Gemma 3 and gpt-oss attend to a sliding window, which counts places in the cache: padding
-    between a shared head and the rest of a prompt would push tokens out of it.
+    """Gemma 3 and gpt-oss attend to a sliding window, which counts places in the cache. Padding
+    between a shared head and the rest of a prompt would push tokens out of the window.
     """
-    model = getattr(model, "module", model)  # of several processes, each wraps the model
+    model = getattr(model, "module", model)  # with several processes, the model is wrapped
     config = model.config.get_text_config()
     return getattr(config, "sliding_window", None) is not None
 
 
 def vision_modules(model) -> str | None:
-    """Gemma 3 (from 4B) can also see; a pattern of the modules that LoRA should leave alone."""
+    """Gemma 3 (4B and larger) also has vision layers; a pattern of the modules LoRA should skip."""
     return ".*vision_tower.*" if hasattr(model.config, "vision_config") else None
