@@ -96,6 +96,5 @@ venv: $(if $(filter .venv/%,$(PYTHON)),.venv/installed)
 .venv/installed: requirements.txt requirements-dev.txt
 	python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && touch $@
 include tests/extras/rules.mk
-FORCE:
 .PHONY: reproduce test venv FORCE
 .PRECIOUS: $(RUN)/%.jsonl $(RUN)/%/adapter_config.json $(DATA)/train.jsonl
