@@ -99,9 +99,9 @@ def one(data, tmp_path_factory) -> Path:
     write_text(folder / "prompts.jsonl", to_jsonl(read_rows([data / "ood.jsonl"])[:5]))
     flags = ("--model", TINY, "--data", data / "train.jsonl", *TRAINING)
     with pytest.MonkeyPatch.context() as patch:
-        for trainer in (train_soft, train_hard):
+        for method, trainer in (("soft", train_soft), ("hard", train_hard)):
             patch.setattr(trainer, "LoraConfig", config_without_dropout)
-            call(trainer, *flags, "--out", folder / trainer.METHOD)
+            call(trainer, *flags, "--out", folder / method)
     call(sample, *DRAWING, "--prompts", folder / "prompts.jsonl", "--out", folder / "numbers.jsonl")
     return folder
 
