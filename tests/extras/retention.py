@@ -1,15 +1,24 @@
-"""What training cost elsewhere: the paper's benchmarks and perplexities of the base model and of adapters.
+r"""What training costs elsewhere: benchmarks and perplexities of the base model and of adapters.
 
-    python tests/extras/retention.py --model Qwen/Qwen3-0.6B --adapter runs/Qwen3-0.6B/soft --out runs/retention
-    python tests/extras/retention.py --model tests/tiny --texts LICENSE --out small            # seconds, and no hub
+    python tests/extras/retention.py --model Qwen/Qwen3-0.6B --adapter runs/soft \
+        --out runs/retention
 
-A task is one call of lm-evaluation-harness's `lm_eval run` with the chat template, thinking off: five of tinyBenchmarks
-(arXiv 2402.14992: gp-IRT or, without that package, plain accuracy) and IFEval. paloma_X is the token perplexity of
-PALOMA's slice X, a gated data set (accept its terms on the hub, and log in). --texts takes plain texts in place of all
-tasks. Results are kept in DIR/<method>/<task>.json and DIR/scores.jsonl; what is there is not run again.
+To try it in seconds, without the hub, measure the perplexity of a text of your own:
 
-Choice where the paper leaves room: each of PALOMA's documents is read on its own, and its first token is not scored.
-What this file does not do: ask for numbers (sample.py). The tasks need requirements-extras.txt.
+    python tests/extras/retention.py --model tests/tiny --texts LICENSE --out small
+
+The tasks are the paper's. lm-evaluation-harness runs five tasks of tinyBenchmarks (arXiv
+2402.14992) and IFEval, each by one call of `lm_eval run`, with the chat template and without
+thinking; this needs requirements-extras.txt. The scores of tinyBenchmarks are gp-IRT estimates or,
+if the package tinyBenchmarks is not installed, plain accuracies. A task paloma_X is the token
+perplexity on the slice X of PALOMA, a gated data set: accept its terms on the hub, and log in.
+With --texts, plain text files take the place of these tasks.
+
+The script writes each result to DIR/<method>/<task>.json and all scores to DIR/scores.jsonl, and
+prints a table. A task whose result is there does not run again.
+
+Our choice; the paper does not specify it: each document of PALOMA is read on its own, and its first
+token is not scored.
 """
 
 import importlib.util
@@ -20,263 +29,339 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import distributions
 import metrics
 import trie
-from distributions import InputError, Parser, digest, run, to_jsonl, write_text
 
-FIVE = (
-    "tinyMMLU",
-    "tinyHellaswag",
-    "tinyTruthfulQA",
-    "tinyWinogrande",
-    "tinyGSM8k",
-)  # the last has two scores
+FIVE = ("tinyMMLU", "tinyHellaswag", "tinyTruthfulQA", "tinyWinogrande", "tinyGSM8k")
 PALOMA = ("wikitext_103", "c4_en", "dolma-v1_5", "mc4", "ptb", "redpajama", "falcon-refinedweb")
 TASKS = (*FIVE, "ifeval", *(f"paloma_{name}" for name in PALOMA))
+
+# -------------------------------------------------------------------------------------- perplexity
 
 
 @torch.inference_mode()
 def token_nll(model, ids: list[int], window: int = 2048, stride: int = 1024) -> list[float]:
-    """-log p, in nats, of each token of a text but the first, which nothing precedes: no BOS is put in front.
-    Windows begin `stride` tokens apart, and of each only the tokens that none before it held are scored."""
-    ids, nats = torch.tensor(ids, device=model.device), []
+    """-log p of each token of a text, in nats, except the first, which nothing precedes.
+
+    No BOS is put in front. Windows of `window` tokens begin `stride` tokens apart, and in each only
+    the tokens that no earlier window held are scored. This is the paper's way of reading PALOMA.
+    """
+    ids = torch.tensor(ids, device=model.device)
+    nats = []
     for start in range(0, len(ids), stride):
         held = ids[start : start + window]
-        new = held[1 + len(nats) - start :]
-        if len(new):
-            logits = model(
-                input_ids=held[None], use_cache=False, logits_to_keep=len(new) + 1
-            ).logits
-            nats += torch.nn.functional.cross_entropy(
-                logits[0, :-1].float(), new, reduction="none"
-            ).tolist()
+        scored = 1 + len(nats)  # tokens of the text that are done, counting the first
+        new = held[scored - start :]
+        if len(new) == 0:
+            break
+        output = model(input_ids=held[None], use_cache=False, logits_to_keep=len(new) + 1)
+        logits = output.logits[0, :-1].float()  # the last position predicts what follows the window
+        nats += torch.nn.functional.cross_entropy(logits, new, reduction="none").tolist()
     return nats
 
 
 def perplexity(model, tokenizer, task: str, texts: list[str]) -> list[dict]:
-    """The token perplexity of texts, as a score."""
+    """The token perplexity of texts that are read one by one, as a list of one score.
+
+    Raises InputError if there is no token to score.
+    """
     window = min(2048, model.config.get_text_config().max_position_embeddings)
-    nats = [
-        x
-        for text in texts
-        for x in token_nll(model, trie.encode_one(tokenizer, text), window, window // 2)
-    ]
+    nats = []
+    for text in texts:
+        ids = trie.encode_one(tokenizer, text)
+        nats += token_nll(model, ids, window, window // 2)
     if not nats:
-        raise InputError("fewer than two tokens")
+        raise distributions.InputError("fewer than two tokens")
     value = math.exp(math.fsum(nats) / len(nats))
-    return [
-        {"task": task, "metric": "token perplexity", "value": value, "stderr": None, "n": len(nats)}
-    ]
+    score = {"task": task, "metric": "token perplexity", "value": value}
+    return [score | {"stderr": None, "n": len(nats)}]
 
 
 def read_texts(task: str, files: dict[str, str]) -> list[str]:
-    """A text of one's own, or the documents of a slice of PALOMA."""
+    """Your own text, if the task is one of `files`, else the documents of a slice of PALOMA."""
     if task in files:
         return [Path(files[task]).read_text(encoding="utf-8")]
-    datasets = importlib.import_module("datasets")  # of requirements-extras.txt
-    return list(
-        datasets.load_dataset("allenai/paloma", task.removeprefix("paloma_"), split="test")["text"]
-    )
+    from datasets import load_dataset  # in requirements-extras.txt
+
+    documents = load_dataset("allenai/paloma", task.removeprefix("paloma_"), split="test")
+    return list(documents["text"])
+
+
+# ------------------------------------------------------------------------------------- the harness
 
 
 def prepare(scratch: Path, gp_irt: bool) -> None:
-    """Fetch gp-IRT's parameters before hours of work, or write the harness's tasks with the plain mean in its place."""
+    """Make ready what the harness needs, in the folder where it will run.
+
+    gp-IRT needs item parameters, which its package fetches at the end of a run: fetch them now,
+    before hours of work. Without gp-IRT, write copies of the harness's tasks whose scores are plain
+    means. Raises InputError if the harness is missing, or if the parameters cannot be fetched.
+    """
     scratch.mkdir(exist_ok=True)
-    if not (found := importlib.util.find_spec("lm_eval")):
-        raise InputError("lm_eval is missing: pip install -r requirements-extras.txt")
+    found = importlib.util.find_spec("lm_eval")
+    if not found:
+        raise distributions.InputError("lm_eval is missing: pip install -r requirements-extras.txt")
+
     if gp_irt:
-        code = (
-            "import numpy, tinyBenchmarks; tinyBenchmarks.evaluate(numpy.arange(100) % 2, 'mmlu')"
-        )
+        evaluate = "tinyBenchmarks.evaluate(numpy.arange(100) % 2, 'mmlu')"
+        code = f"import numpy, tinyBenchmarks; {evaluate}"
         if subprocess.run([sys.executable, "-c", code], cwd=scratch).returncode:
-            raise InputError("cannot fetch gp-IRT's item parameters, see above")
+            raise distributions.InputError("cannot fetch gp-IRT's item parameters; see above")
         return
-    print(
-        "plain accuracies; for gp-IRT, pip install git+https://github.com/felipemaiapolo/tinyBenchmarks"
-    )
+
+    package = "git+https://github.com/felipemaiapolo/tinyBenchmarks"
+    print(f"plain accuracies; for gp-IRT, pip install {package}")
     tasks = Path(found.origin).parent / "tasks" / "tinyBenchmarks"
-    for file in (*tasks.glob("tiny[!B]*.yaml"), *tasks.glob("utils_*.py")):
-        write_text(
-            scratch / "tasks" / file.name,
-            re.sub(r"!function agg_functions\.\w+", "mean", file.read_text()),
-        )
+    task_files = tasks.glob("tiny[!B]*.yaml")  # all but tinyBenchmarks.yaml, which is their group
+    for file in (*task_files, *tasks.glob("utils_*.py")):
+        text = re.sub(r"!function agg_functions\.\w+", "mean", file.read_text())
+        distributions.write_text(scratch / "tasks" / file.name, text)
 
 
 def harness(
     model: str, adapter: Path | None, task: str, batch: str, gp_irt: bool, scratch: Path
 ) -> list[dict]:
-    """The scores that `lm_eval run` finds: {task, metric, value, stderr, n}. Raises InputError."""
-    template = {
-        "enable_thinking": False,
-        "reasoning_effort": "low",
-        "date_string": trie.DATE.strftime("%d %b %Y"),
-    }
+    """Run one task with `lm_eval run`, in the folder `scratch`. Raises InputError if it fails.
+
+    Returns its scores, {task, metric, value, stderr, n}.
+    """
     options = {
         "dtype": "bfloat16" if torch.cuda.is_available() else "float32",
-        "chat_template_args": template,
+        "chat_template_args": {
+            "enable_thinking": False,
+            "reasoning_effort": "low",
+            "date_string": trie.DATE.strftime("%d %b %Y"),
+        },
+        # A relative path would not be found from the other folder.
+        "pretrained": str(Path(model).resolve()) if Path(model).exists() else model,
     }
-    options["pretrained"] = (
-        str(Path(model).resolve()) if Path(model).exists() else model
-    )  # it runs in another folder
-    options |= {"peft": str(adapter)} if adapter else {}
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        json.dumps(options),
-    ]
-    command += ["--tasks", task, "--apply_chat_template", "--batch_size", batch]
-    command += [] if gp_irt else ["--include_path", "tasks"]
+    if adapter:
+        options["peft"] = str(adapter)
+
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
+    command += ["--model_args", json.dumps(options), "--tasks", task]
+    command += ["--apply_chat_template", "--batch_size", batch]
+    if not gp_irt:
+        command += ["--include_path", "tasks"]  # those that prepare() wrote
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*command, "--output_path", f"{folder}/found.json"], cwd=scratch)
-        if not (files := list(Path(folder).glob("*.json"))):
-            raise InputError("lm_eval failed, see above")
-        found = json.loads(files[0].read_text())
+        files = list(Path(folder).glob("*.json"))  # the harness adds the time to the name
+        if not files:
+            raise distributions.InputError("lm_eval failed; see above")
+        return read_scores(json.loads(files[0].read_text()), gp_irt)
 
+
+def read_scores(found: dict, gp_irt: bool) -> list[dict]:
+    """The scores in a result file of the harness, where a group of tasks has several entries.
+
+    Their keys are "metric,filter", such as "exact_match,strict-match"; a filter "none" is left out.
+    """
     rows = []
-    number = lambda x: x if isinstance(x, int | float) and math.isfinite(x) else None
-    for name, counts in found["n-samples"].items():  # several where the task is a group
-        scores = found["results"][name]
+    for task, counts in found["n-samples"].items():
+        scores = found["results"][task]
         for key in scores:
             metric, _, chosen = key.partition(",")
-            if chosen and not metric.endswith("_stderr"):
-                shown = "gp-IRT" if gp_irt and name.startswith("tiny") else metric
-                row = {"task": name, "metric": shown if chosen == "none" else f"{shown}, {chosen}"}
-                row |= {
-                    "value": number(scores[key]),
-                    "stderr": number(scores.get(f"{metric}_stderr,{chosen}")),
-                }
-                rows.append(row | {"n": counts["effective"]})
+            if not chosen or metric.endswith("_stderr"):
+                continue
+            shown = "gp-IRT" if gp_irt and task.startswith("tiny") else metric
+            row = {"task": task, "metric": shown if chosen == "none" else f"{shown}, {chosen}"}
+            row["value"] = finite_number(scores[key])
+            row["stderr"] = finite_number(scores.get(f"{metric}_stderr,{chosen}"))
+            row["n"] = counts["effective"]
+            rows.append(row)
     return rows
 
 
+def finite_number(value: object) -> float | None:
+    """A finite number as it is, and None for all else: the harness writes "N/A", or NaN."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+# -------------------------------------------------------------------------------------- the scores
+
+
 def mean_of_six(rows: list[dict]) -> list[dict]:
-    """The mean of the paper's six scores of a method as a row, if all six are there and of one kind."""
+    """The paper's mean of a method's six scores (GSM8K has two), as a list of one row.
+
+    The list is empty unless all six scores are there and are of one kind, gp-IRT or accuracy.
+    """
     six = [row for row in rows if row["task"] in FIVE and row["value"] is not None]
     kinds = {"gp-IRT" if row["metric"].startswith("gp-IRT") else "accuracy" for row in six}
     if len(six) != 6 or len(kinds) != 1:
         return []
-    mean = {"task": "mean of six", "metric": kinds.pop(), "stderr": None}
-    return [
-        six[0]
-        | mean
-        | {"value": sum(row["value"] for row in six) / 6, "n": sum(row["n"] for row in six)}
-    ]
+    mean = six[0] | {"task": "mean of six", "metric": kinds.pop(), "stderr": None}
+    mean["value"] = sum(row["value"] for row in six) / 6
+    mean["n"] = sum(row["n"] for row in six)
+    return [mean]
 
 
 def table(rows: list[dict]) -> list[str]:
-    """A Markdown table: tasks x methods, values ± standard errors where there are any, and differences to the base."""
+    """The lines of a Markdown table, with a line for each score and a column for each method.
+
+    Values have standard errors where there are any. Columns of differences to the base follow.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    cells = {(row["task"], row["metric"], row["method"]): row for row in rows}
-    show = lambda x, form: "–" if x is None else format(x, form)
-    lines = [("task", "score", "n", *methods, *(f"{method} - base" for method in methods[1:]))]
-    for task, metric in dict.fromkeys(key[:2] for key in cells):
-        own = [cells.get((task, metric, method), {}) for method in methods]
-        base, *others = values = [row.get("value") for row in own]
-        errors = ["" if row.get("stderr") is None else f" ± {row['stderr']:.3f}" for row in own]
-        shown = [show(value, ".3f") + error for value, error in zip(values, errors, strict=True)]
-        differences = [
-            show(None if None in (base, value) else value - base, "+.3f") for value in others
-        ]
-        lines.append((task, metric, str(max(row.get("n", 0) for row in own)), *shown, *differences))
+    found = {(row["task"], row["metric"], row["method"]): row for row in rows}
+    scores = dict.fromkeys((task, metric) for task, metric, _ in found)  # in order, each once
+
+    def show(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    lines = [["task", "score", "n", *methods, *(f"{method} - base" for method in methods[1:])]]
+    for task, metric in scores:
+        results = [found.get((task, metric, method), {}) for method in methods]
+        cells = []
+        for result in results:
+            stderr = result.get("stderr")
+            error = "" if stderr is None else f" ± {stderr:.3f}"
+            cells.append(show(result.get("value"), ".3f") + error)
+        base, *others = [result.get("value") for result in results]
+        for value in others:
+            difference = None if None in (base, value) else value - base
+            cells.append(show(difference, "+.3f"))
+        n = max(result.get("n", 0) for result in results)
+        lines.append([task, metric, str(n), *cells])
     return metrics.markdown(zip(*lines, strict=True))
 
 
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
-    several = {"nargs": "+", "action": "extend", "default": []}
-    parser.add_argument(
-        "--adapter", **several, metavar="DIR", help="PEFT folders; their names are methods"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", help="of the harness, or paloma_X (default: the paper's)"
-    )
-    parser.add_argument(
-        "--texts", **several, metavar="FILE", help="plain texts, in place of all tasks"
-    )
-    parser.add_argument(
-        "--batch",
-        default="auto" if torch.cuda.is_available() else "8",
-        help="batch size of lm_eval",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    args = parser.parse_args()
-    out, texts = Path(args.out), {Path(path).name: path for path in args.texts}
-    methods = {"base": None} | {
-        path.name: path for path in (Path(path).resolve() for path in args.adapter)
-    }
-    if len(methods) <= len(args.adapter) or len(texts) < len(args.texts):
-        raise InputError(
-            "two adapters, or two texts, have the same name, or an adapter is called base"
-        )
-    tasks = [*(args.tasks or (() if texts else TASKS)), *texts]
-    gp_irt = importlib.util.find_spec("tinyBenchmarks") is not None
+# ------------------------------------------------------------------------------------- the command
 
-    # What is there was made as is asked now, or nothing begins.
-    todo, identity = [], trie.identity(args.model)
+
+def has_gp_irt() -> bool:
+    """Whether the package that computes gp-IRT is installed."""
+    return importlib.util.find_spec("tinyBenchmarks") is not None
+
+
+class Job(NamedTuple):
+    """A task to run for a method, the file to write, and what the result depends on."""
+
+    method: str
+    task: str
+    file: Path
+    made: dict
+
+
+def runs_here(task: str, texts: dict[str, str]) -> bool:
+    """Whether this script runs a task itself, rather than the harness."""
+    return task in texts or task.startswith("paloma_")
+
+
+def jobs_of(model: str, methods: dict, tasks: list[str], texts: dict, out: Path) -> list[Job]:
+    """The jobs whose results are not there yet.
+
+    Raises InputError if a result is there that was made from something else than is given now.
+    """
+    identity = trie.identity(model)
+    jobs = []
     for method, adapter in methods.items():
-        weights = digest(adapter / "adapter_model.safetensors") if adapter else None
+        weights = distributions.digest(adapter / "adapter_model.safetensors") if adapter else None
         for task in tasks:
-            file, made = out / method / f"{task}.json", {"model": identity, "adapter": weights}
-            made |= (
-                {"text": digest(texts[task])}
-                if task in texts
-                else {"gp-IRT": gp_irt}
-                if "tiny" in task
-                else {}
-            )
-            before = json.loads(file.read_text())["made"] if file.exists() else made
-            if other := [key for key in made if before.get(key) != made[key]]:
-                raise InputError(
-                    f"{file} was made with another {', '.join(other)}; remove it to make it anew"
-                )
-            todo += [] if file.exists() else [(method, task, file, made)]
+            made = {"model": identity, "adapter": weights}
+            if task in texts:
+                made["text"] = distributions.digest(texts[task])
+            elif "tiny" in task:
+                made["gp-IRT"] = has_gp_irt()
 
-    here = lambda task: task in texts or task.startswith("paloma_")
-    if todo:
-        trie.write_run(out / "run.json", args)
-    if not all(here(task) for _, task, _, _ in todo):
-        prepare(out / "scratch", gp_irt)
-    failed, loaded = {}, {}
-    for method, task, file, made in todo:
-        if method not in loaded or not here(task):
-            loaded.clear()  # the harness is a process of its own and needs the memory
+            file = out / method / f"{task}.json"
+            if not file.exists():
+                jobs.append(Job(method, task, file, made))
+                continue
+            before = json.loads(file.read_text())["made"]
+            changed = [key for key in made if before.get(key) != made[key]]
+            if changed:
+                raise distributions.InputError(
+                    f"{file} was made with another {', '.join(changed)}; remove it to make it anew"
+                )
+    return jobs
+
+
+def run_jobs(jobs: list[Job], methods: dict, texts: dict, args) -> dict[str, str]:
+    """Run the jobs and write their files. Returns the tasks that failed, with the reasons."""
+    gp_irt = has_gp_irt()
+    scratch = Path(args.out) / "scratch"
+    if not all(runs_here(job.task, texts) for job in jobs):
+        prepare(scratch, gp_irt)
+
+    failed = {}
+    loaded = {}  # the model of the current method, if it is in memory
+    for job in jobs:
+        adapter = methods[job.method]
+        # The harness is a process of its own, which needs the memory.
+        if job.method not in loaded or not runs_here(job.task, texts):
+            loaded.clear()
         try:
-            if here(task):
-                loaded[method] = loaded.get(method) or trie.load(args.model, methods[method])
-                scores = perplexity(*loaded[method][:2], task, read_texts(task, texts))
+            if runs_here(job.task, texts):
+                if job.method not in loaded:
+                    loaded[job.method] = trie.load(args.model, adapter)
+                model, tokenizer, _ = loaded[job.method]
+                scores = perplexity(model, tokenizer, job.task, read_texts(job.task, texts))
             else:
-                scores = harness(
-                    args.model, methods[method], task, args.batch, gp_irt, out / "scratch"
-                )
-            scores = [
-                {"model": args.model, "method": method, "axis": "retention"} | row for row in scores
-            ]
-            write_text(file, json.dumps({"made": made, "scores": scores}, indent=1) + "\n")
-        except (InputError, ImportError, OSError, ValueError) as error:
-            failed[task] = f"{task} ({error})"
+                scores = harness(args.model, adapter, job.task, args.batch, gp_irt, scratch)
+            source = {"model": args.model, "method": job.method, "axis": "retention"}
+            result = {"made": job.made, "scores": [source | score for score in scores]}
+            distributions.write_text(job.file, json.dumps(result, indent=1) + "\n")
+        except (distributions.InputError, ImportError, OSError, ValueError) as error:
+            failed[job.task] = f"{job.task} ({error})"
+    return failed
 
+
+def report(methods: dict, tasks: list[str], out: Path) -> None:
+    """Gather the scores that are there; write and print them."""
     rows = []
     for method in methods:
-        files = [file for task in tasks if (file := out / method / f"{task}.json").exists()]
-        own = [row for file in files for row in json.loads(file.read_text())["scores"]]
-        rows += own + mean_of_six(own)
-    write_text(out / "scores.jsonl", to_jsonl(rows))
+        scores = []
+        for task in tasks:
+            file = out / method / f"{task}.json"
+            if file.exists():
+                scores += json.loads(file.read_text())["scores"]
+        rows += scores + mean_of_six(scores)
+    distributions.write_text(out / "scores.jsonl", distributions.to_jsonl(rows))
     print("\n".join(table(rows)))
+
+
+def main() -> None:
+    parser = distributions.Parser(description=__doc__)
+    add = parser.add_argument
+    several = {"nargs": "+", "action": "extend", "default": []}
+    batch = "auto" if torch.cuda.is_available() else "8"
+    add("--model", required=True, help="hub id or folder of a chat model")
+    add("--adapter", **several, metavar="DIR", help="PEFT folders, whose names are the methods")
+    add("--tasks", nargs="+", help="tasks of the harness, or paloma_X (default: the paper's)")
+    add("--texts", **several, metavar="FILE", help="plain texts, in place of the paper's tasks")
+    add("--batch", default=batch, help="batch size of lm_eval (%(default)s)")
+    add("--out", required=True, metavar="DIR", help="folder for the results")
+    args = parser.parse_args()
+
+    out = Path(args.out)
+    texts = {Path(path).name: path for path in args.texts}
+    methods = {"base": None}
+    for path in args.adapter:
+        adapter = Path(path).resolve()
+        methods[adapter.name] = adapter
+    if len(methods) < 1 + len(args.adapter) or len(texts) < len(args.texts):
+        raise distributions.InputError(
+            "two adapters, or two texts, have the same name, or an adapter is called base"
+        )
+    default_tasks = () if texts else TASKS
+    tasks = [*(args.tasks or default_tasks), *texts]
+
+    jobs = jobs_of(args.model, methods, tasks, texts, out)
+    failed = {}
+    if jobs:
+        trie.write_run(out / "run.json", args, identity=trie.identity(args.model))
+        failed = run_jobs(jobs, methods, texts, args)
+    report(methods, tasks, out)
     if failed:
-        raise InputError(
+        raise distributions.InputError(
             f"did not run: {'; '.join(failed.values())}; the rest is in {out}, and is not run again"
         )
 
 
 if __name__ == "__main__":
-    run(main)
+    distributions.run(main)
