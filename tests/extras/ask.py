@@ -238,7 +238,8 @@ def main() -> None:
         raise distributions.InputError("the prompt is empty: ask something")
 
     run = args.run or Path("runs") / Path(args.model).name
-    adapters = sorted(path.parent for path in run.glob("*/adapter_config.json"))
+    adapters = [path.parent for path in run.glob("*/adapter_config.json")]
+    adapters.sort(key=lambda adapter: (adapter.name != "soft", adapter.name))  # soft comes first
     row = parse_number_prompt(args.prompt)
     if row:
         distributions.lattice(row)  # raises InputError for impossible parameters
