@@ -336,7 +336,7 @@ def scores_of(model: str) -> list[dict]:
     return scores
 
 
-def test_the_headline_has_four_rows_for_each_model():
+def test_the_headline_has_three_rows_for_each_model():
     perfect = [
         scored("folder/a", "target", "mcq", None, "valid_rate", 1.0, n=500),
         scored("folder/a", "target", "mcq", None, "tv", 0.02, n=500),
@@ -344,10 +344,10 @@ def test_the_headline_has_four_rows_for_each_model():
     lines = readme.headline([*scores_of("folder/a"), *perfect, *scores_of("b")])
     heading, _, *table = [cells_of(line) for line in lines]
     assert len(heading) == 6 and all(len(line) == 6 for line in table)
-    methods = ["base", "soft", "hard", "a perfect sampler"]
+    methods = ["base", "soft", "a perfect sampler"]
     assert [line[:2] for line in table] == [[model, m] for model in "ab" for m in methods]
 
-    base, soft, _, target = (line[2:] for line in table[:4])
+    base, soft, target = (line[2:] for line in table[:3])
     assert base == ["∞, ∞", "2.50, 0.00", "0.25", "0.30 (50% valid)"]
     assert soft == ["0.30, 0.30", "2.50, 0.00", "0.25", "– (50% valid)"]
     assert target == ["0.40, 0.40", "2.50, 0.00", "–", "0.02"]

@@ -6,7 +6,7 @@ r"""Write the tables of a Markdown file between its marker lines, from files of 
 
 A file may have any of these pairs of marker lines. Nothing outside them is changed.
 
-<!-- headline --> … <!-- /headline -->      base, soft, hard and a perfect sampler of each model
+<!-- headline --> … <!-- /headline -->      base, soft and a perfect sampler of each model
 <!-- costs --> … <!-- /costs -->            what each training cost, and with which options
 <!-- perplexity --> … <!-- /perplexity -->  the token perplexities of retention.py --texts
 <!-- exercises --> … <!-- /exercises -->    the forks of tests/solutions, from --exercises FILE
@@ -26,7 +26,7 @@ import distributions
 import metrics
 from distributions import InputError
 
-METHODS = {"base": "base", "soft": "soft", "hard": "hard", "target": "a perfect sampler"}
+METHODS = {"base": "base", "soft": "soft", "target": "a perfect sampler"}  # of the headline
 HEADLINE = (
     "model",
     "method",
@@ -78,7 +78,7 @@ def table(lines: list[list[str]]) -> list[str]:
 
 
 def headline(scores: list[dict]) -> list[str]:
-    """A short table: for each model the base, soft, hard and a perfect sampler, as far as scored.
+    """A short table: for each model the base, soft and a perfect sampler, as far as scored.
 
     A cell of numbers has two values: new parameters, then held-out families.
     """
@@ -133,8 +133,8 @@ def options(method: str, arguments: dict) -> str:
 
 
 def training_logs(folder: Path) -> list[Path]:
-    """The logs of a model's trainings: soft, hard, then the others by name."""
-    order = list(METHODS)
+    """The logs of a model's training runs: soft, hard, then the others by name."""
+    order = ["soft", "hard"]
 
     def place(log: Path) -> tuple[int, str]:
         method = log.parent.name
