@@ -191,7 +191,7 @@ def tokenizers(tokenizer) -> dict:
 # ------------------------------------------------------------------- scripts, as a user runs them
 
 # The tests may run under make, and some of them run make themselves.
-OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "MODEL_IS")
+OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
 ENV = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE}
 ENV |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
 
@@ -287,8 +287,10 @@ def adapters(tmp_path_factory, data) -> dict[str, Path]:
 def kit(tmp_path) -> Path:
     """A copy of the kit, in which a test may run make or edit files."""
     folder = tmp_path / "kit"
-    (folder / "tests").mkdir(parents=True)
+    extras = folder / "tests" / "extras"
+    extras.mkdir(parents=True)
     for name in ("Makefile", *FILES):
         shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "tests" / "extras" / "rules.mk", extras)  # the Makefile includes it
     shutil.copytree(TINY, folder / "tests" / "tiny")
     return folder

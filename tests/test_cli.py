@@ -36,7 +36,7 @@ import train_soft
 import trie
 
 # What sample.py adds to every row.
-ADDED = {"model", "method", "axis", "protocol", "seed", "draws", "tokens", "seconds"}
+ADDED = {"model", "weights", "method", "axis", "seed", "draws", "tokens", "seconds"}
 NUMBER_METRICS = {
     "normalized_w1",
     "cdf_gap",
@@ -183,7 +183,6 @@ def test_the_chain_from_prompts_to_a_table(adapters, prompts, tmp_path):
             exact = {"bins", "logit_kl", "logit_kl_form", "logit_kl_floor"}
             assert set(row) - set(source[0]) == ADDED | exact
             assert (row["model"], row["method"], row["seed"]) == (TINY, method, 0)
-            assert row["protocol"] is None
             assert len(row["draws"]) == 100
             assert all(isinstance(text, str) for text in row["draws"])
             assert 100 < row["tokens"] <= 100 * 32
@@ -587,6 +586,8 @@ def test_scores_replace_nothing_but_scores(prompts, tmp_path):
     for out in (rows_file, prompts[0], notes):
         line = complaint(metrics, rows_file, "--out", out)
         assert_mentions(line, out, "metrics.py did not write", "another name")
+    assert distributions.read_rows([rows_file]) == rows
+    assert len(distributions.read_rows(prompts)) == 4
     assert notes.read_text() == "# Notes\n"
 
     for _ in range(2):
@@ -703,7 +704,7 @@ BAD_FILES = {  # what is wrong -> the file's text, the facts that the error stat
         json.dumps(COUNT | {"params": {}}),
         ["f.jsonl:1: ", "poisson", "parameters lambda"],
     ),
-    "a number as the id": (json.dumps(COUNT | {"id": 7}), ["f.jsonl:1: ", "id, split, prompt"]),
+    "a number as the id": (json.dumps(COUNT | {"id": 7}), ["f.jsonl:1: ", "id must", "text"]),
     "an output twice": (
         json.dumps(COIN | {"outputs": ["1", "1"]}),
         ["f.jsonl:1: ", "outputs", "different"],
@@ -846,7 +847,7 @@ def test_a_folder_that_is_no_language_model_is_one_line(tmp_path, broken):
     [
         ({"num_hidden_layers": 8}, "cannot load"),  # its layer_types are fewer
         ({"hidden_size": 96}, "cannot load"),  # its weights are smaller
-        ({"num_hidden_layers": 7, "layer_types": None}, "model.layers.6"),
+        ({"num_hidden_layers": 7, "layer_types": None}, "model.layers.2"),  # it has two layers
     ],
 )
 def test_weights_that_do_not_fit_their_config_are_one_line(tmp_path, changes, fact):

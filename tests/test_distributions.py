@@ -497,11 +497,13 @@ def test_extreme_parameters_work_or_are_one_error(row):
     "row",
     [
         poisson(1e6),
+        poisson(1000),  # its outputs begin at 0
         target("binomial", n=10**10, p=0.3),
+        target("binomial", n=100000, p=0.5),  # its whole support counts, not only what is probable
         target("geometric", p=1e-3),
         target("beta_binomial", n=1010, alpha=1, beta=1),  # uniform on 0 to 1010
     ],
-    ids=lambda row: row["family"],
+    ids=lambda row: f"{row['family']} {row['params']}",
 )
 def test_more_than_1001_outputs_of_a_discrete_family_are_an_error(tmp_path, row):
     with pytest.raises(distributions.InputError, match=f"{row['family']}.*1001"):
@@ -580,14 +582,14 @@ TOSS = {
     "changes, facts",
     [
         ({"probs": [0.5, 0.4]}, ("probs", "sum to 1", "0.9")),
-        ({"probs": [1.5, -0.5]}, ("probs", "above 0")),
-        ({"probs": [1, 0]}, ("probs", "above 0")),
+        ({"probs": [1.5, -0.5]}, ("probs", "positive")),
+        ({"probs": [1, 0]}, ("probs", "positive")),
         ({"probs": [1.0]}, ("outputs", "probs")),
         ({"outputs": ["heads", "heads"]}, ("outputs", "different")),
         ({"outputs": ["heads"], "probs": [1]}, ("outputs", "two or more")),
         ({"outputs": [1, 2]}, ("outputs", "text")),
         ({"outputs": ["heads", "tails "]}, ("outputs", "space")),
-        ({"prompt": 5}, ("id, split, prompt", "text")),
+        ({"prompt": 5}, ("prompt", "text")),
         ({"id": "a"}, ("id 'a'", "already", ":1")),
     ],
 )

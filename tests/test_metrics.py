@@ -257,8 +257,8 @@ def test_target_rows_are_valid_have_no_excess_kl_and_fit():
 @pytest.mark.parametrize(
     "family, params, decimals",
     [
-        ("poisson", {"lambda": 1000}, 5),
-        ("binomial", {"n": 100000, "p": 0.5}, 5),
+        ("poisson", {"lambda": 800}, 5),
+        ("binomial", {"n": 1000, "p": 0.5}, 5),
         ("binomial", {"n": 20.0, "p": 0.5}, 5),  # a float, as a table of numbers may have it
         ("beta", {"alpha": 0.5, "beta": 0.5}, 2),  # 5 % of it prints as 0.01
         ("gaussian", {"mu": 0, "sigma": 1e-4}, 5),  # a unit is a tenth of sigma
@@ -294,12 +294,38 @@ def test_a_smaller_number_of_draws_has_its_own_target_row():
 # --------------------------------------------------------------------------------- lists of words
 
 
+@pytest.mark.parametrize(
+    "text, place",
+    [
+        ("red", 0),
+        (" green\n", 1),
+        ("Red", 0),
+        ("RED.", 0),
+        ("St. Paul", 2),
+        ("st. paul.", 2),
+        ("US", 3),
+        ("us", 4),
+        ("Us", 3),  # as near to one as to the other: the first
+        ("", None),
+        (".", None),
+        ("red or so", None),
+        ("red green", None),
+        ('"red"', None),
+        ("red..", None),
+        ("St Paul", None),
+    ],
+)
+def test_a_choice_is_one_of_the_outputs_but_for_case_and_a_full_stop(text, place):
+    outputs = ["red", "green", "St. Paul", "US", "us"]
+    assert metrics.parse_choice(text, outputs) == place
+
+
 def test_a_list_is_scored_by_its_total_variation():
     """Words have no order, so 1/2 sum |share - prob| over the valid draws stands in for the W1."""
-    draws = ["red"] * 30 + [" green\n"] * 30 + ["Red", "red or so", ""]
+    draws = ["red"] * 29 + ["Red."] + [" green\n"] * 30 + ["red or so", ""]
     row = result(COLORS, draws=draws)
     scores = metrics.score(row)
-    assert scores["valid_rate"] == 60 / 63
+    assert scores["valid_rate"] == 60 / 62
     assert scores["tv"] == pytest.approx(0.25)
     assert scores["excess_kl"] == 1.5
     assert scores.get("normalized_w1") is None
@@ -955,3 +981,24 @@ def test_methods_that_were_asked_different_prompts_are_an_error(tmp_path, axis, 
     assert "| another " in capsys.readouterr().out
     models = {row["model"] for row in distributions.read_rows([scores])}
     assert models == {"a/model", "another"}
+
+
+def test_rows_of_one_model_that_has_different_weights_are_an_error(tmp_path):
+    """Rows that do not state their weights, such as those of other tools, may stand beside any."""
+    base = result(OOD[0], model="a/model", draws=["1"] * 20, weights="0123456789ab")
+    scores = tmp_path / "scores.jsonl"
+    for changes, is_error in (
+        ({}, False),
+        ({"weights": "ba9876543210"}, True),
+        ({"weights": "ba9876543210", "model": "another"}, False),
+        ({"weights": None}, False),
+    ):
+        soft = base | {"method": "soft"} | changes
+        file = write(tmp_path / "rows.jsonl", [base, soft])
+        if is_error:
+            line = complaint(metrics, file, "--out", scores)
+            assert_mentions(line, "soft", "a/model", "0123456789ab", "ba9876543210")
+            assert not scores.exists()
+        else:
+            call(metrics, file, "--out", scores)
+            scores.unlink()

@@ -552,7 +552,7 @@ def test_ssots_draws_answer_the_system_prompt(model, tokenizer, tmp_path, monkey
     ends = model.generation_config.eos_token_id
     numbers = distributions.prompt_rng(0, POISSON["id"]).random((3, 20))
     paths = trie.walk(model, [ids], ends, numbers)
-    assert row["draws"] == [sample.written(tokenizer, path, ends) for path in paths]
+    assert row["draws"] == [sample.to_text(tokenizer, path, ends) for path in paths]
 
 
 @pytest.mark.parametrize("protocol", ["ssot", None])
