@@ -972,7 +972,7 @@ def test_methods_that_were_asked_different_prompts_are_an_error(tmp_path, axis, 
     for variant in variants:
         soft_file = write(tmp_path / "soft.jsonl", variant)
         line = complaint(metrics, base_file, soft_file, "--out", scores)
-        assert_mentions(line, "a/model", axis, "base", "soft")
+        assert_mentions(line, f"a/model, {axis}", "base", "soft")
         assert not scores.exists()
 
     # Another model may have been asked other prompts.

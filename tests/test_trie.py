@@ -742,7 +742,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_nothing_is_saved(module
     if module is train_hard:
         flags += ["--branches", 16]
     line = complaint(module, *flags)
-    assert_mentions(line, "step 2", "loss", "lower --lr")
+    assert_mentions(line, "loss of step 2", "lower --lr")
     assert not list((tmp_path / "out").glob("adapter*"))
     assert len(distributions.read_rows([tmp_path / "out" / "log.jsonl"])) == 1
 
