@@ -1,13 +1,14 @@
-"""make's one rule: what is there stays as it is, what is missing is made, and what was made otherwise than is asked now
-is refused, before any work, in one line.
+"""What make does: it makes what is missing, keeps what is finished, and mixes in nothing stale.
 
-A small run is made once; each case changes something in a copy of it, and runs make there again.
+A small run of the embedded model is made once. Most tests change something in a copy of it, and
+run make there again. Where only the plan matters, the interpreter prints its arguments and runs
+nothing.
 """
 
 import json
 import os
+import random
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -15,75 +16,119 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import ENV, FILES, ROOT, TINY
-from safetensors.torch import load_file, save_file
+from conftest import ENV, FILES, ROOT, TINY, call
 
-BRIEF = "METHODS=soft AXES='numbers open' N=8 FLAGS='--limit 32 --epochs 1 --lr 1e-3' FLAGS_numbers='--paths 8' FLAGS_open='--n 4'"
+import metrics
+
+# The variables of the small run. It asks its own questions, a few at a time.
+SMALL = {
+    "PYTHON": "./python",
+    "METHODS": "soft",
+    "AXES": "numbers open",
+    "N": "4",
+    "FLAGS": "--limit 16 --batch 2 --epochs 2 --lr 1e-3",
+    "FLAGS_soft": "--draws 2 --branches 2",
+    "FLAGS_numbers": "--paths 4 --rows 8",
+    "FLAGS_open": "--n 2 --rows 4 --prompts questions.json",
+}
+QUESTIONS = [f"Name a city whose name has {letters} letters." for letters in range(4, 28)]
+
+# The interpreter of all tests. With PLAN it only prints what it would run.
+INTERPRETER = f"""#!/bin/sh
+if [ "$PLAN" ]; then echo "$@"; else exec {sys.executable} "$@"; fi
+"""
+
+DATA = "runs/data/train.jsonl"
+NUMBERS = "runs/tiny/base/numbers.jsonl"
+OPEN = "runs/tiny/base/open.jsonl"
+ADAPTER = "runs/tiny/soft/adapter_config.json"
+TUNED_OPEN = "runs/tiny/soft/open.jsonl"
+MINE = "runs/tiny/mine/adapter_config.json"
+TABLES = {"runs/tiny/scores.jsonl", "runs/tiny/report.md"}
 
 
-def make(folder: Path, arguments: str, **changed: str) -> subprocess.CompletedProcess:
-    """`make reproduce` with the small run's arguments, changed by NAME='new value' words; changed: by those of Python."""
-    words = dict(
-        word.split("=", 1) for word in shlex.split(f"PYTHON={sys.executable} {BRIEF} {arguments}")
-    )
-    words = [f"{name}={value}" for name, value in (words | changed).items()]
-    return subprocess.run(
-        ["make", "reproduce", *words],
-        cwd=folder,
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def command(goals: tuple[str, ...], variables: dict[str, str]) -> list[str]:
+    """make's command line for some goals, with the small run's variables, some of them changed."""
+    assignments = [f"{name}={value}" for name, value in (SMALL | variables).items()]
+    return ["make", *(goals or ("reproduce",)), *assignments]
 
 
-def would_make(folder: Path, arguments: str = "") -> list[str]:
-    """The files and folders that make would have made, in order: its commands are printed in place of being run."""
-    result = make(folder, arguments, PYTHON="echo")
+def make(folder: Path, *goals: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run make in a kit's folder, as a user would."""
+    words = command(goals, variables)
+    return subprocess.run(words, cwd=folder, env=ENV, capture_output=True, text=True, timeout=900)
+
+
+def plan(folder: Path, *goals: str, **variables: str) -> list[str]:
+    """The commands that make would run, each as a script and its options, in order."""
+    words = command(goals, variables)
+    env = ENV | {"PLAN": "1"}
+    result = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    return [
-        line.split(" --out ")[1]
-        for line in result.stdout.splitlines()
-        if " --out " in line and "metrics" not in line
-    ]
+    scripts = re.compile(
+        r"(launch |-m )?\S+\.py |-m \S+ "
+    )  # the lines that the interpreter printed
+    return [line for line in result.stdout.splitlines() if scripts.match(line)]
 
 
-def snapshot(folder: Path) -> dict:
-    """The bytes of every file of a run, and when it was written."""
-    files = [path for path in sorted(folder.glob("runs/**/*")) if path.is_file()]
-    return {
-        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in files
-    }
+def would_make(folder: Path, *goals: str, **variables: str) -> list[str]:
+    """The files and folders that make would have made, but for the tables, sorted by name."""
+    lines = plan(folder, *goals, **variables)
+    return sorted(line.split(" --out ")[1] for line in lines if not line.startswith("metrics.py"))
 
 
 def complaints(result: subprocess.CompletedProcess) -> list[str]:
-    """What was said on stderr, but for make's own lines that a recipe failed."""
-    return [
-        line
-        for line in result.stderr.splitlines()
-        if not line.startswith(("make: ***", "make[1]: ***"))
-    ]
+    """What was said on stderr, but for make's own lines."""
+    lines = result.stderr.splitlines()
+    return [line for line in lines if not line.startswith("make: *** ")]
+
+
+def snapshot(folder: Path) -> dict[str, tuple]:
+    """Every file and folder of a kit: its bytes, and when it was written (of a folder neither)."""
+    found = {}
+    for path in folder.rglob("*"):
+        if "__pycache__" in path.parts:
+            continue
+        entry = (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else (None, None)
+        found[str(path.relative_to(folder))] = entry
+    return found
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    """The names whose entries in two snapshots differ."""
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def shell(folder: Path, change: str) -> None:
+    subprocess.run(change, shell=True, cwd=folder, check=True)
+
+
+def write_interpreter(folder: Path, text: str) -> None:
+    (folder / "python").write_text(text)
+    (folder / "python").chmod(0o755)
 
 
 def new_kit(folder: Path) -> Path:
-    (folder / "tests").mkdir(parents=True)
-    for name in ("Makefile", *FILES):
+    """A kit that has made nothing yet."""
+    (folder / "tests" / "extras").mkdir(parents=True)
+    for name in ("Makefile", *FILES, *(path.name for path in ROOT.glob("requirements*.txt"))):
         shutil.copy(ROOT / name, folder)
+    for name in ("rules.mk", "published.jsonl"):
+        shutil.copy(ROOT / "tests" / "extras" / name, folder / "tests" / "extras")
     shutil.copytree(TINY, folder / "tests" / "tiny")
+    (folder / "questions.json").write_text(json.dumps(QUESTIONS))
+    write_interpreter(folder, INTERPRETER)
     return folder
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A kit with a finished small run, and with a fork that has answered the open questions alone."""
+    """A kit with a finished small run, and with the adapter of a fork that has drawn nothing."""
     folder = new_kit(tmp_path_factory.mktemp("make") / "kit")
     shutil.copy(folder / "train_soft.py", folder / "train_mine.py")
-    for arguments in ("METHODS=mine AXES=open", ""):
-        result = make(folder, arguments)
-        assert result.returncode == 0, result.stderr
+    result = make(folder, MINE, "reproduce")
+    assert result.returncode == 0, result.stderr
     assert "| soft " in result.stdout and "| mine " not in result.stdout
     return folder
 
@@ -94,499 +139,572 @@ def kit(finished, tmp_path) -> Path:
     return shutil.copytree(finished, tmp_path / "kit")
 
 
-def other_weights(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    save_file(
-        {name: tensor * 1.5 for name, tensor in weights.items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+@pytest.fixture
+def empty_kit(tmp_path) -> Path:
+    return new_kit(tmp_path / "kit")
 
 
-# ------------------------------------------------------------------------------------------------ refused
+# ----------------------------------------------------------------------- what was made otherwise
 
-# What is changed in the folder (a shell command), what is asked of make, the file that is named, what it was made with,
-# what is asked now, and what the line says to remove.
-NUMBERS, OPEN, ADAPTER = (
-    f"runs/tiny/{name}"
-    for name in ("base/numbers.jsonl", "base/open.jsonl", "soft/adapter_config.json")
-)
+
+def refused(case: str, change: str, file: str, then: str, now: str, remove: str, **variables):
+    """A case of the next test.
+
+    A shell command makes a change in the kit, and make is asked for a file with some variables. It
+    must answer that the file was made with `then`, which is `now` something else, and that
+    `remove` must be removed to make it anew.
+    """
+    return pytest.param(change, variables, file, then, now, remove, id=case)
+
+
+OTHER_FLAGS = SMALL["FLAGS"].replace("1e-3", "2e-3")
 REFUSED = [
-    ("", "N=30", NUMBERS, "--n 8", "--n 30", NUMBERS),
-    ("", "FLAGS='--limit 32 --epochs 1 --lr 2e-3'", ADAPTER, "--lr 1e-3", "--lr 2e-3", "runs/tiny/soft"),
-    ("", "FLAGS_soft='--draws 8 --branches 8 --lr 2e-3'", ADAPTER, "--branches 8;", "--lr 2e-3", "runs/tiny/soft"),
-    ("", "FLAGS='--limit 32 --epochs 1 --lr 1e-3 --seed 1'", ADAPTER, "--lr 1e-3", "--seed 1", "runs/tiny/soft"),
-    ("touch train_soft.py", "FLAGS='--lr 0'", ADAPTER, "--lr 1e-3", "--lr 0", "runs/tiny/soft"),
-    ("", "FLAGS_numbers='--paths 8 --seed 1'", NUMBERS, "--paths 8", "--seed 1", NUMBERS),
-    ("", "FLAGS_open='--n 5'", OPEN, "--n 4", "--n 5", OPEN),
-    ("", "FLAGS_data='--decimals 2'", "runs/data/train.jsonl", "distributions.py", "--decimals 2", "runs/data"),
-    ("sed -i s/ONE/one/ runs/data/ood.jsonl", "", NUMBERS, "ood.jsonl", "ood.jsonl", NUMBERS),
-    ("sed -i s/ONE/one/ runs/data/train.jsonl", "", ADAPTER, "train.jsonl", "train.jsonl", "runs/tiny/soft"),
-    ("echo '# new' >> train_soft.py", "", ADAPTER, "train_soft.py", "train_soft.py", "runs/tiny/soft"),
-    ("echo '# new' >> train_mine.py", "METHODS=mine AXES=open", "runs/tiny/mine/adapter_config.json", "train_mine.py", "train_mine.py", "runs/tiny/mine"),
-    ("rm runs/tiny/soft/numbers.jsonl", "N=30", NUMBERS, "--n 8", "--n 30", NUMBERS),
-    ("rm -r runs/tiny/soft", "N=30", NUMBERS, "--n 8", "--n 30", NUMBERS),
-    ("rm runs/tiny/base/numbers.jsonl.asked", "", NUMBERS, "no runs/tiny/base/numbers.jsonl.asked", "", NUMBERS),
+    refused("N", "", NUMBERS, "--n 4", "--n 30", NUMBERS, N="30"),
+    refused("FLAGS", "", ADAPTER, "--lr 1e-3", "--lr 2e-3", "runs/tiny/soft", FLAGS=OTHER_FLAGS),
+    refused(
+        "FLAGS of a method", "", ADAPTER, "--draws 2", "--draws 4", "runs/tiny/soft",
+        FLAGS_soft="--draws 4 --branches 2",
+    ),
+    refused(
+        "FLAGS of an axis", "", OPEN, "--n 2", "--n 5", OPEN,
+        FLAGS_open="--n 5 --rows 4 --prompts questions.json",
+    ),
+    refused(
+        "FLAGS of the data", "", DATA, "", "--decimals 2", "runs/data", FLAGS_data="--decimals 2"
+    ),
+    refused("SEED of the draws", "", OPEN, "--seed 0", "--seed 1", OPEN, SEED="1"),
+    refused("SEED of a training", "", ADAPTER, "--seed 0", "--seed 1", "runs/tiny/soft", SEED="1"),
+    refused(
+        "another model of the same name", "cp -r tests/tiny tiny", OPEN,
+        "--model tests/tiny", "--model tiny", OPEN, MODEL="tiny",
+    ),
+    refused(
+        "an edited trainer", "echo '# new' >> train_soft.py", ADAPTER,
+        "train_soft.py", "train_soft.py", "runs/tiny/soft",
+    ),
+    refused(
+        "an edited fork", "echo '# new' >> train_mine.py", MINE,
+        "train_mine.py", "train_mine.py", "runs/tiny/mine", METHODS="mine",
+    ),
+    refused(
+        "edited prompts to train on", "sed -i s/ONE/one/ runs/data/train.jsonl", ADAPTER,
+        "runs/data/train.jsonl", "runs/data/train.jsonl", "runs/tiny/soft",
+    ),
+    refused(
+        "edited prompts to draw from", "sed -i s/ONE/one/ runs/data/ood.jsonl", NUMBERS,
+        "runs/data/ood.jsonl", "runs/data/ood.jsonl", NUMBERS,
+    ),
+    refused(
+        "an edited file that the flags name", "sed -i s/city/town/ questions.json", OPEN,
+        "questions.json", "questions.json", OPEN,
+    ),
+    refused(
+        "other weights of an adapter", "echo >> runs/tiny/soft/adapter_model.safetensors",
+        TUNED_OPEN, "adapter_model.safetensors", "adapter_model.safetensors", TUNED_OPEN,
+    ),
+    refused(
+        "missing rows do not matter", "rm runs/tiny/soft/*.jsonl", NUMBERS, "--n 4", "--n 30",
+        NUMBERS, N="30",
+    ),
 ]  # fmt: skip
 
 
-def refused(folder: Path, result: subprocess.CompletedProcess, before: dict) -> str:
-    """The one line of a refusal that left everything as it was."""
-    assert result.returncode != 0 and result.stdout == ""
-    (line,) = complaints(result)
-    assert snapshot(folder) == before
-    return line
+MESSAGE = re.compile(r"(\S+) was made otherwise: (.*)\(to make it anew, remove (\S+)\)")
 
 
-@pytest.mark.parametrize("change, arguments, file, made_with, asked_now, remove", REFUSED)
-def test_what_was_made_otherwise_is_refused(
-    kit, change, arguments, file, made_with, asked_now, remove
+@pytest.mark.parametrize("change, variables, file, then, now, remove", REFUSED)
+def test_a_file_that_was_made_otherwise_is_an_error(
+    kit, change, variables, file, then, now, remove
 ):
-    subprocess.run(change, shell=True, cwd=kit, check=True)
+    """The error is one line that shows the difference, and nothing on disk changes."""
+    shell(kit, change)
     before = snapshot(kit)
-    line = refused(kit, make(kit, arguments), before)
-    assert line.startswith(f"{file}: ") and line.endswith(f" remove {remove} to make it anew")
-    made, _, asked = line.partition("asked now: ")
-    assert made_with in made and asked_now in asked and (not asked_now or "made with: " in made)
+
+    result = make(kit, file, **variables)
+    assert result.returncode != 0
+    assert result.stdout == ""
+    assert changed(before, snapshot(kit)) == set()
+
+    (line,) = complaints(result)
+    message = MESSAGE.fullmatch(line)
+    assert message, line
+    assert message[1] == file and message[3] == remove
+    made_with, _, asked_for = message[2].partition("now: ")
+    assert made_with.startswith("then: ") == (then != "")
+    assert then in made_with and now in asked_for
 
 
-def test_another_model_is_refused(kit):
-    """Other weights in the same folder, and another model of the same last name."""
-    shutil.copytree(kit / "tests" / "tiny", kit / "other" / "tiny")
-    other_weights(kit / "other" / "tiny")
+def test_an_error_stops_make_before_the_tables(kit):
     before = snapshot(kit)
-    flags = "FLAGS_soft='--draws 8 --branches 8' MODEL=other/tiny"  # what the Makefile has for the embedded model alone
-    line = refused(kit, make(kit, flags), before)
-    assert line.startswith(f"{NUMBERS}: made with: model ") and "asked now: model " in line
-    other_weights(kit / "tests" / "tiny")
-    assert refused(kit, make(kit, ""), before).startswith(f"{NUMBERS}: made with: model ")
+    result = make(kit, SEED="1")
+    assert result.returncode != 0
+    assert result.stdout == ""
+    assert changed(before, snapshot(kit)) == set()
+    assert all(MESSAGE.fullmatch(line) for line in complaints(result))  # several stages may say so
 
 
-def test_a_file_that_lost_a_row_is_refused_by_metrics(kit):
-    (kit / "runs/tiny/soft/numbers.jsonl").write_text(
-        "".join((kit / "runs/tiny/soft/numbers.jsonl").read_text().splitlines(True)[:-1])
-    )
-    before = snapshot(kit)
-    line = refused(kit, make(kit, ""), before)
-    assert line.startswith("metrics.py: error: tests/tiny, numbers: ")
-    assert "was asked of base and not of soft" in line and "ood-truncnorm-002" in line
+# ---------------------------------------------------------------------------- what is kept
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ("MODEL=", "MODEL is empty"),
-        ("METHODS=' '", "METHODS is empty"),
-        ("AXES=", "AXES is empty"),
-        ("N=", "N is empty"),
-        ("MODEL='`touch bad`'", "only words of A-Z a-z 0-9 . _ / - can be used"),
-        ("MODEL='$(shell touch bad)'", "only words of A-Z a-z 0-9 . _ / - can be used"),
-        ("METHODS='soft; touch bad'", "only words of A-Z a-z 0-9 . _ / - can be used"),
-        ("METHODS='$(shell touch bad)'", "only words of A-Z a-z 0-9 . _ / - can be used"),
-        ("AXES='numbers $$(touch bad)'", "only words of A-Z a-z 0-9 . _ / - can be used"),
-        ("MODEL='my model'", "MODEL=my model: one path, without spaces"),
-        ("RUN='my run'", "RUN=my run: one path, without spaces"),
-        ("DATA='my data'", "DATA=my data: one path, without spaces"),
-        ("METHODS='soft base'", "a method cannot be called base"),
-        ("METHODS=target-soft", "a method cannot be called target-soft"),
-        ("METHODS=figures", "a method cannot be called figures"),
-        ("METHODS=../x", "a method cannot be called ../x"),
-        ("METHODS=sotf", "there is no train_sotf.py"),
-        ("METHODS='soft soft'", "METHODS=soft soft: one of them is there twice"),
-        ("AXES='numbers numbers'", "AXES=numbers numbers: one of them is there twice"),
-        ("AXES=nubmers", "nubmers is not one of numbers open mcq"),
-        ("SEEDS=", "SEEDS is empty"),
-        ("SEEDS='0 0'", "METHODS=soft soft: one of them is there twice"),
-    ],
-)
-def test_names_that_cannot_be_are_refused_at_once(kit, arguments, message):
-    before = snapshot(kit)
-    result = make(kit, arguments)
-    assert result.returncode != 0 and result.stdout == "" and snapshot(kit) == before
-    (line,) = result.stderr.strip().splitlines()
-    assert message in line and not (kit / "bad").exists()
-
-
-# ------------------------------------------------------------------------------------------- nothing is redone
-
-NOTHING = [
-    "",
-    "touch train_soft.py sample.py distributions.py trie.py metrics.py Makefile runs/data/*.jsonl tests/tiny/*",
-    "echo '# new' | tee -a sample.py trie.py train_hard.py > train_other.py",
-    "touch runs/tiny/soft/adapter_config.json runs/data/unseen.jsonl",
+KEPT = [
+    pytest.param("", id="a plain rerun"),
+    pytest.param(
+        "touch *.py Makefile questions.json tests/tiny/* runs/*/*.* runs/tiny/*/*",
+        id="touched files",
+    ),
+    pytest.param(
+        "echo '# new' | tee -a sample.py trie.py metrics.py train_hard.py train_mine.py",
+        id="edited files that made nothing that is asked for",
+    ),
+    pytest.param("cp train_soft.py train_new.py", id="a new trainer"),
 ]
 
 
-@pytest.mark.parametrize("change", NOTHING)
-def test_a_touched_or_edited_file_does_nothing(kit, change):
-    subprocess.run(change, shell=True, cwd=kit, check=True)
+@pytest.mark.parametrize("change", KEPT)
+def test_a_finished_run_is_kept(kit, change):
+    """Only the tables are made again."""
+    shell(kit, change)
     before = snapshot(kit)
-    result = make(kit, "")
+    (line,) = plan(kit)
+    assert line.startswith("metrics.py ")
+    assert changed(before, snapshot(kit)) == set()
+
+
+def test_the_tables_are_made_and_shown_again(kit):
+    """They hold nothing but what is in the rows, so they follow an edited metrics.py."""
+    shell(kit, 'sed -i \'s/"norm. W1"/"my distance"/\' metrics.py')
+    before = snapshot(kit)
+    result = make(kit)
     assert result.returncode == 0, result.stderr
-    assert snapshot(kit) == before and "| soft " in result.stdout  # the tables are shown again
+    assert "| my distance " in result.stdout
+    assert "| my distance " in (kit / "runs/tiny/report.md").read_text()
+    assert changed(before, snapshot(kit)) == TABLES
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "FLAGS='--limit 32 --epochs 1 --lr 1e-3 --accumulate 2'",
-        "FLAGS_soft='--draws 8 --branches 8 --accumulate 2' FLAGS_numbers='--rows 7 --paths 8'",
-        "FLAGS_open='--n 4 --rows 7' FLAGS_numbers='--paths 8 --rows=7'",
-        "MODEL=./tests/tiny",
-        "MODEL=tests/tiny/",
-        "MODEL=tests/../tests/tiny",
-        "JOBS=1 LAUNCH=false",
-    ],
-)
-def test_what_changes_no_result_does_nothing(kit, arguments):
+def test_methods_and_axes_choose_what_the_tables_show(kit):
+    lines = plan(kit, METHODS="", AXES="open")
+    out = "--out runs/tiny/scores.jsonl --report runs/tiny/report.md"
+    assert lines == [f"metrics.py {OPEN} {out}"]
+
+    *_, line = plan(kit, METHODS="mine soft", AXES="open")
+    assert line == f"metrics.py {OPEN} runs/tiny/mine/open.jsonl {TUNED_OPEN} {out}"
+
+
+# ---------------------------------------------------------------------------- what is made
+
+
+MISSING = [
+    ("rm runs/tiny/soft/open.jsonl", {}, ["soft/open.jsonl"]),
+    ("rm -r runs/tiny/base", {}, ["base/numbers.jsonl", "base/open.jsonl"]),
+    ("rm -r runs/tiny/soft", {}, ["soft", "soft/numbers.jsonl", "soft/open.jsonl"]),
+    ("", {"METHODS": "mine"}, ["mine/numbers.jsonl", "mine/open.jsonl"]),
+    ("", {"METHODS": "soft hard"}, ["hard", "hard/numbers.jsonl", "hard/open.jsonl"]),
+    ("", {"AXES": "mcq open"}, ["base/mcq.jsonl", "soft/mcq.jsonl"]),
+    ("", {"METHODS": "ssot"}, ["ssot/numbers.jsonl", "ssot/open.jsonl"]),
+    ("", {"METHODS": "ssot", "AXES": "open mcq"}, ["base/mcq.jsonl", "ssot/open.jsonl"]),
+]
+
+
+@pytest.mark.parametrize("change, variables, made", MISSING)
+def test_only_what_is_missing_is_made(kit, change, variables, made):
+    shell(kit, change)
     before = snapshot(kit)
-    result = make(kit, arguments)
-    assert result.returncode == 0 and snapshot(kit) == before, result.stderr
-
-
-def test_data_are_made_by_one_process_whatever_starts_the_rest(tmp_path):
-    kit = new_kit(tmp_path / "kit")
-    assert make(kit, "LAUNCH=false").returncode and (kit / "runs/data/train.jsonl").exists()
-
-
-def test_the_kits_folder_may_have_a_space(finished, tmp_path):
-    kit = shutil.copytree(finished, tmp_path / "my kit")
-    before = snapshot(kit)
-    result = make(kit, "")
-    assert result.returncode == 0 and snapshot(kit) == before, result.stderr
-
-
-def test_an_absolute_path_is_the_same_model(kit):
-    before = snapshot(kit)
-    assert make(kit, f"MODEL={kit}/tests/tiny").returncode == 0 and snapshot(kit) == before
-
-
-def test_memory_options_after_other_options_change_nothing(finished):
-    """FLAGS_soft may hold nothing else."""
-    folder = finished.parent / "memory"
-    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("tiny"))
-    shutil.copytree(finished / "tests" / "tiny", folder / "other")
-    made = would_make(folder, "MODEL=other")
-    assert "runs/other/soft" in made
-    for name in made:  # as if they had been made
-        path = folder / (name if name.endswith("jsonl") else f"{name}/adapter_config.json")
-        path.write_text("")
-    assert (
-        would_make(folder, "MODEL=other")
-        == would_make(folder, "MODEL=other FLAGS_soft='--accumulate 2'")
-        == []
-    )
-
-
-@pytest.mark.parametrize(
-    "written", ["--prompts=mine.json", '--prompts "m=i ne.json"', "--prompts ~/mine.json"]
-)
-def test_a_file_that_flags_name_is_watched(kit, written, monkeypatch):
-    monkeypatch.setitem(ENV, "HOME", str(kit))
-    flags = f"METHODS=soft AXES=open FLAGS_open='{written} --n 4'"
-    for file in kit.glob("runs/tiny/*/open.jsonl*"):
-        file.unlink()
-    (mine := kit / ("m=i ne.json" if '"' in written else "mine.json")).write_text(
-        '["Name a city."]'
-    )
-    assert make(kit, flags).returncode == make(kit, flags).returncode == 0
-    mine.write_text('["Name a bird."]')
-    before = snapshot(kit)
-    assert "remove runs/tiny/base/open.jsonl to make it anew" in refused(
-        kit, make(kit, flags), before
-    )
-
-
-def tables_only(before: dict, after: dict) -> bool:
-    tables = {f"runs/tiny/{name}" for name in ("scores.jsonl", "report.md", "scores.asked")}
-    return (
-        before.keys() == after.keys()
-        and {name for name in before if before[name] != after[name]} <= tables
-    )
-
-
-def test_methods_and_axes_choose_what_is_shown(kit):
-    """Another order, fewer and more methods and axes: rows and adapters stay, and the tables are about what is asked."""
-    before = snapshot(kit)
-    for methods in ("mine soft", "soft mine"):
-        result = make(kit, f"METHODS='{methods}' AXES=open")
-        first, second = methods.split()
-        assert tables_only(before, snapshot(kit)) and "| unseen |" not in result.stdout
-        assert result.stdout.index(f"| {first} ") < result.stdout.index(f"| {second} ")
-    assert "| soft " not in make(kit, "METHODS=mine AXES=open").stdout and tables_only(
-        before, snapshot(kit)
-    )
-    assert would_make(kit, "AXES='mcq open numbers'") == [
-        "runs/tiny/base/mcq.jsonl",
-        "runs/tiny/soft/mcq.jsonl",
-    ]
-
-
-def test_edited_scores_remake_the_tables_alone(kit):
-    """The tables hold nothing that their rows do not: they are made again where metrics.py has changed, or they are gone."""
-    before = snapshot(kit)
-    (kit / "metrics.py").write_text(
-        (kit / "metrics.py").read_text().replace('"norm. W1"', '"W1 / W1"')
-    )
-    assert "| W1 / W1 " in make(kit, "").stdout and tables_only(before, snapshot(kit))
-    for name in ("report.md", "scores.jsonl"):
-        (kit / "runs/tiny" / name).unlink()
-        assert "| W1 / W1 " in make(kit, "").stdout and tables_only(before, snapshot(kit))
-    asked = (kit / "runs/tiny/scores.asked").read_text()
-    (kit / "distributions.py").write_text((kit / "distributions.py").read_text() + "# new\n")
-    assert make(kit, "").returncode == 0 and (kit / "runs/tiny/scores.asked").read_text() != asked
-
-
-# ------------------------------------------------------------------------------------- only what is missing is made
-
-
-@pytest.mark.parametrize(
-    "change, arguments, made",
-    [
-        ("rm -r runs/tiny/soft", "", ["soft", "soft/numbers.jsonl", "soft/open.jsonl"]),
-        ("rm runs/tiny/soft/open.jsonl", "", ["soft/open.jsonl"]),
-        ("rm -r runs/tiny/base", "", ["base/numbers.jsonl", "base/open.jsonl"]),
-        ("", "METHODS='soft mine-two' FLAGS_mine-two='--seed 1'", ["mine-two", "mine-two/numbers.jsonl", "mine-two/open.jsonl"]),
-        ("", "METHODS='ssot soft' AXES='open mcq'", ["base/mcq.jsonl", "ssot/open.jsonl", "soft/mcq.jsonl"]),
-    ],
-)  # fmt: skip
-def test_only_what_is_missing_is_made(kit, change, arguments, made):
-    subprocess.run(change, shell=True, cwd=kit, check=True)
-    before = snapshot(kit)
-    assert sorted(would_make(kit, arguments)) == sorted(f"runs/tiny/{name}" for name in made)
+    assert would_make(kit, **variables) == [f"runs/tiny/{name}" for name in made]
     after = snapshot(kit)
-    assert all(after[name] == before[name] for name in before if not name.endswith(".asked"))
+    assert all(after[name] == before[name] for name in before if not name.endswith(".made"))
+
+
+def test_what_a_kill_left_beside_a_missing_file_does_not_matter(kit):
+    (kit / TUNED_OPEN).unlink()
+    (kit / f"{TUNED_OPEN}.made").write_text("half a comm")
+    assert would_make(kit) == [TUNED_OPEN]
 
 
 def test_prompts_that_are_gone_are_made_again(kit):
-    """They come out the same, so what was made with them stays."""
-    before = snapshot(kit)
+    """They come out the same, so what was made with them is kept."""
+    before = {path.name: path.read_bytes() for path in kit.glob("runs/data/*")}
     shutil.rmtree(kit / "runs/data")
-    result = make(kit, "")
+    result = make(kit, DATA)
     assert result.returncode == 0, result.stderr
-    after = snapshot(kit)
-    assert {name: content for name, (content, _) in after.items()} == {
-        name: content for name, (content, _) in before.items()
+    assert {path.name: path.read_bytes() for path in kit.glob("runs/data/*")} == before
+    assert would_make(kit) == []
+
+
+def test_a_stage_can_be_asked_for_by_name(kit):
+    assert plan(kit, TUNED_OPEN) == []
+    (kit / TUNED_OPEN).unlink()
+    assert would_make(kit, TUNED_OPEN) == [TUNED_OPEN]
+    (kit / NUMBERS).unlink()
+    assert would_make(kit, TUNED_OPEN) == [TUNED_OPEN]
+
+
+@pytest.mark.parametrize("method", ["mine", "hard"])
+def test_a_method_that_is_not_in_methods_draws_from_its_own_adapter(kit, method):
+    """The adapter of mine is there; without that of hard, sample.py could not go on."""
+    (line,) = plan(kit, f"runs/tiny/{method}/open.jsonl", METHODS="soft")
+    assert f" --adapter runs/tiny/{method} " in line
+
+
+def test_every_method_has_its_own_file_and_flags(empty_kit):
+    """A link of a trainer is a method of its own; ssot is not trained, and draws no exams."""
+    (empty_kit / "train_matched.py").symlink_to("train_hard.py")
+    lines = plan(
+        empty_kit,
+        MODEL="x/y",
+        METHODS="soft matched ssot",
+        AXES="numbers open mcq",
+        FLAGS_matched="--branches 16 --epochs 3",
+        FLAGS_ssot="--max-tokens 64",
+    )
+
+    flags, soft, numbers, questions = (
+        SMALL[name] for name in ("FLAGS", "FLAGS_soft", "FLAGS_numbers", "FLAGS_open")
+    )
+    trained = f"--model x/y --data runs/data/train.jsonl --seed 0 {flags}"
+    expected = [
+        "distributions.py --out runs/data",
+        f"train_soft.py {trained} {soft} --out runs/y/soft",
+        f"train_matched.py {trained} --branches 16 --epochs 3 --out runs/y/matched",
+    ]
+    options_of = {
+        "base": "--model x/y",
+        "soft": "--model x/y --adapter runs/y/soft",
+        "matched": "--model x/y --adapter runs/y/matched",
+        "ssot": "--model x/y --protocol ssot --max-tokens 64",
     }
-    assert all(after[name] == before[name] for name in before if "/data/" not in name)
+    prompts = "--prompts runs/data/unseen.jsonl runs/data/ood.jsonl"
+    rows = []
+    for method, options in options_of.items():
+        options_of_axis = {
+            "numbers": f"{options} --seed 0 --n 4 {prompts} {numbers}",
+            "open": f"{options} --seed 0 {questions}",
+            "mcq": f"{options} --seed 0",
+        }
+        if method == "ssot":
+            del options_of_axis["mcq"]
+        for axis, its_options in options_of_axis.items():
+            file = f"runs/y/{method}/{axis}.jsonl"
+            expected.append(f"sample.py {axis} {its_options} --out {file}")
+            rows.append(file)
+
+    *stages, tables = lines
+    assert sorted(stages) == sorted(expected)
+    assert tables == (
+        f"metrics.py {' '.join(rows)} --out runs/y/scores.jsonl --report runs/y/report.md"
+    )
 
 
-def test_any_stage_can_be_asked_for_by_name(kit):
+def test_a_method_without_its_file_is_an_error(kit):
     before = snapshot(kit)
-    for name in ("soft/adapter_config.json", "mine/open.jsonl", "base/open.jsonl"):
-        words = shlex.split(f"make runs/tiny/{name} PYTHON={sys.executable} {BRIEF}")
-        result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
-        assert result.returncode == 0 and snapshot(kit) == before, result.stderr
+    result = make(kit, METHODS="soft sotf")
+    assert result.returncode != 0
+    (line,) = result.stderr.splitlines()
+    assert "METHODS: there is no train_sotf.py" in line
+    assert changed(before, snapshot(kit)) == set()
 
 
-def test_each_method_has_its_file_and_flags(kit):
-    """Methods of one file differ by their flags, which are added to FLAGS; ssot is not trained, and asks no questions."""
-    result = make(
-        kit, "METHODS='ssot hard hard-matched' AXES='numbers mcq'", PYTHON="echo", MODEL="x/y"
-    )
+def test_a_seed_has_a_run_of_its_own(kit, capsys):
+    """The tables of both runs show mean and standard deviation."""
+    another = {"SEED": "1", "RUN": "runs/tiny-1"}
+    lines = plan(kit, **another)
+    stages = [line for line in lines if line.startswith(("train_", "sample.py"))]
+    assert len(stages) == len(lines) - 1 == 5  # the other is metrics.py; the prompts are shared
+    assert all(" --seed 1 " in line and " --out runs/tiny-1/" in line for line in stages)
+
+    result = make(kit, "runs/tiny-1/base/open.jsonl", **another)
     assert result.returncode == 0, result.stderr
-    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    trained = "--model x/y --data runs/data/train.jsonl --limit 32 --epochs 1 --lr 1e-3"
-    assert f"train_hard.py {trained} --out runs/y/hard" in lines
-    assert f"train_hard.py {trained} --branches 16 --epochs 3 --out runs/y/hard-matched" in lines
-    numbers = "sample.py numbers --model x/y {} --prompts runs/data/unseen.jsonl runs/data/ood.jsonl --n 8 --paths 8 --out runs/y/{}/numbers.jsonl"
-    for method, own in (
-        ("hard-matched", "--adapter runs/y/hard-matched"),
-        ("ssot", "--protocol ssot"),
-    ):
-        assert numbers.format(own, method) in lines
-    assert sum("sample.py" in line for line in lines) == 7 and not any(
-        "ssot/mcq" in line or "train_ssot" in line for line in lines
-    )
+    files = sorted(kit.glob("runs/tiny*/base/open.jsonl"))
+    call(metrics, *files, "--out", kit / "scores.jsonl")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "| base " in line]
+    assert len(files) == 2 and " ± " in line
 
 
-@pytest.mark.parametrize(
-    "methods",
-    [
-        "METHODS='soft hard-matched batch' SEEDS='0 1'",
-        "METHODS='soft soft-s1 hard-matched hard-matched-s1 batch'",
-    ],
-)
-def test_a_method_is_made_once_for_each_seed(kit, methods):
-    """soft-s1 is soft with its flags and another seed, in training and in drawing; what trains nothing has one seed."""
-    words = f"{methods} AXES=open FLAGS_open="
-    result = make(kit, words, PYTHON="echo", MODEL="x/y", FLAGS_soft="--draws 8")
+# ---------------------------------------------------------------------------- where it lies
+
+
+@pytest.mark.parametrize("model", ["x/y", "x/y/", "y", "../elsewhere/y"])
+def test_the_last_part_of_a_models_name_names_its_run(empty_kit, model):
+    made = would_make(empty_kit, MODEL=model, METHODS="")
+    assert made == ["runs/data", "runs/y/base/numbers.jsonl", "runs/y/base/open.jsonl"]
+
+
+@pytest.mark.parametrize("run, data", [("out/r", "out/d"), ("out/r", "out/r/data")])
+def test_runs_and_data_may_lie_elsewhere(empty_kit, tmp_path, run, data):
+    for folder in ("", f"{tmp_path}/"):
+        made = would_make(empty_kit, RUN=f"{folder}{run}", DATA=f"{folder}{data}", AXES="open")
+        names = [data, f"{run}/base/open.jsonl", f"{run}/soft", f"{run}/soft/open.jsonl"]
+        assert made == sorted(f"{folder}{name}" for name in names)
+
+
+def test_the_name_of_the_kits_folder_may_have_a_space(finished, tmp_path):
+    kit = shutil.copytree(finished, tmp_path / "my kit")
+    before = snapshot(kit)
+    result = make(kit)
     assert result.returncode == 0, result.stderr
-    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    trained = "--model x/y --data runs/data/train.jsonl --limit 32 --epochs 1 --lr 1e-3"
-    for end in ("--out runs/y/soft", "--seed 1 --out runs/y/soft-s1"):
-        assert f"train_soft.py {trained} --draws 8 {end}" in lines
-    for end in ("--out runs/y/hard-matched", "--seed 1 --out runs/y/hard-matched-s1"):
-        assert f"train_hard.py {trained} --branches 16 --epochs 3 {end}" in lines
-    drawn = sorted(line for line in lines if line.startswith("sample.py"))
-    assert drawn == sorted(
-        f"sample.py open --model x/y {own} --out runs/y/{method}/open.jsonl".replace("  ", " ")
-        for method, own in {
-            "base": "",
-            "batch": "--protocol batch",
-            "soft": "--adapter runs/y/soft",
-            "soft-s1": "--adapter runs/y/soft-s1 --seed 1",
-            "hard-matched": "--adapter runs/y/hard-matched",
-            "hard-matched-s1": "--adapter runs/y/hard-matched-s1 --seed 1",
-        }.items()
+    assert changed(before, snapshot(kit)) <= TABLES
+
+
+def test_a_model_in_models_is_made_first(empty_kit):
+    wanted = "tests/extras/checkpoints.py models/small"
+    assert plan(empty_kit, "models/small") == [wanted]
+    assert plan(empty_kit, MODEL="models/small").index(wanted) == 0
+    (empty_kit / "models" / "small").mkdir(parents=True)
+    assert wanted not in plan(empty_kit, MODEL="models/small")
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="on a GPU stages run one by one")
+def test_two_stages_run_side_by_side_on_a_cpu(kit):
+    """Each runs one thread."""
+    write_interpreter(
+        kit, "#!/bin/sh\necho start $OMP_NUM_THREADS >> log\nsleep 1\necho end >> log\n"
+    )
+    shell(kit, "rm -r runs/tiny/base")
+    variables = {"METHODS": "", "AXES": "numbers open mcq"}
+    env = {name: value for name, value in ENV.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run(command((), variables), cwd=kit, env=env, check=True, capture_output=True)
+    log = (kit / "log").read_text().splitlines()
+    assert log[:3] == ["start 1", "start 1", "end"]
+
+
+def test_launch_starts_training_and_drawing_but_not_the_rest(empty_kit):
+    lines = plan(empty_kit, LAUNCH="./python launch")
+    launched = {line.split()[1] for line in lines if line.startswith("launch ")}
+    others = {line.split()[0] for line in lines if not line.startswith("launch ")}
+    assert launched == {"train_soft.py", "sample.py"}
+    assert others == {"distributions.py", "metrics.py"}
+
+
+def start(folder: Path, *goals: str, **variables: str) -> subprocess.Popen:
+    """Start make in a process group of its own, which a signal can then end as Ctrl-C does."""
+    return subprocess.Popen(
+        command(goals, variables),
+        cwd=folder,
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs ignore Ctrl-C, and what they start would do so, too.
+        preexec_fn=obey_interrupts,
     )
 
 
-def test_methods_and_seeds_may_stand_in_the_environment(kit):
-    env = ENV | {
-        "METHODS": "soft",
-        "SEEDS": "0 1",
-        "AXES": "open",
-        "MODEL": "x/y",
-        "PYTHON": "echo",
+def obey_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def wait_for_lines(path: Path, process: subprocess.Popen) -> None:
+    """Wait until a file has two lines, while the process that writes it runs."""
+    while not path.exists() or path.read_text().count("\n") < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def without_its_file(folder: Path) -> list[Path]:
+    """The FILE.made that have no FILE beside them."""
+    return [path for path in folder.rglob("*.made") if not path.with_suffix("").exists()]
+
+
+def results(folder: Path) -> dict:
+    """What a kit has made, by name, but for the tables and the seconds that it took."""
+    found = {}
+    for name, (content, _) in snapshot(folder).items():
+        if content is None or not name.startswith("runs/") or name in TABLES:
+            continue
+        found[name] = content
+        if name.endswith(".jsonl"):
+            rows = [json.loads(line) for line in content.decode().splitlines()]
+            found[name] = [row | {"seconds": None} for row in rows]
+    return found
+
+
+INTERRUPTED = [
+    pytest.param(TUNED_OPEN, TUNED_OPEN, f"{TUNED_OPEN}.partial", id="a sampling"),
+    pytest.param(ADAPTER, "runs/tiny/soft", "runs/tiny/soft/log.jsonl", id="a training"),
+]
+
+
+@pytest.mark.parametrize("goal, remove, grows", INTERRUPTED)
+def test_an_interrupted_stage_goes_on(finished, kit, goal, remove, grows):
+    """Ctrl-C leaves no FILE.made without its FILE, and what was drawn is kept to the byte."""
+    shell(kit, f"rm -r {remove}")
+    process = start(kit, goal)
+    wait_for_lines(kit / grows, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and not (kit / goal).exists()
+    assert "interrupted; run the same command again to go on" in errors
+    assert without_its_file(kit) == []
+    begun = (kit / grows).read_text()
+
+    result = make(kit, goal)
+    assert result.returncode == 0, result.stderr
+    expected = results(finished)
+    for name, content in results(kit).items():
+        assert content == expected[name], name
+    assert goal == ADAPTER or (kit / goal).read_text().startswith(begun)
+
+
+def test_partial_rows_of_other_code_or_options_are_an_error(kit):
+    rows = (kit / TUNED_OPEN).read_text().splitlines(True)
+    (kit / TUNED_OPEN).unlink()
+    (kit / f"{TUNED_OPEN}.made").unlink()
+    (kit / f"{TUNED_OPEN}.partial").write_text("".join(rows[:10]))
+    shell(kit, "echo '# new' >> sample.py")
+    before = snapshot(kit)
+
+    result = make(kit, TUNED_OPEN, FLAGS_open=SMALL["FLAGS_open"].replace("--n 2", "--n 3"))
+    assert result.returncode != 0
+    *_, line = complaints(result)
+    assert line.startswith(
+        f"sample.py: error: {TUNED_OPEN}.partial was made with other options and code "
+    )
+    assert changed(before, snapshot(kit)) == set()
+
+
+def test_a_run_that_was_killed_at_random_moments_ends_as_if_it_were_not(finished, empty_kit):
+    """Ten kills of everything that make has started; then it is left alone."""
+    moments = random.Random(0)
+    for _ in range(10):
+        process = start(empty_kit, AXES="open")
+        time.sleep(moments.uniform(1, 6))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    result = make(empty_kit, AXES="open")
+    assert result.returncode == 0, result.stderr
+
+    expected = {
+        name: content
+        for name, content in results(finished).items()
+        if "numbers" not in name and "/mine/" not in name
     }
-    result = subprocess.run(["make", "reproduce"], cwd=kit, env=env, capture_output=True, text=True)
-    assert result.returncode == 0 and "--seed 1 --out runs/y/soft-s1/open.jsonl" in result.stdout, (
-        result.stderr
-    )
+    ours = results(empty_kit)
+    assert ours.keys() == expected.keys()
+    for name in ours:
+        assert ours[name] == expected[name], name
 
 
-def test_data_may_lie_in_the_folder_of_a_run(kit):
-    assert (
-        would_make(kit, "RUN=runs/n DATA=runs/n/data")[0] == "runs/n/data"
-    )  # a folder, not runs/n/data/train.jsonl
+# ---------------------------------------------------------------------------- the extras
 
 
-def test_novelty_installs_what_its_draws_need_first(kit):
-    for path in ROOT.glob("requirements*.txt"):
-        shutil.copy(path, kit)
-    plan = subprocess.run(
-        ["make", "-n", "novelty"], cwd=kit, env=ENV, capture_output=True, text=True
-    ).stdout
-    assert (
-        0 < plan.find("requirements-extras.txt &&") < plan.find("out=runs/tiny/base/novelty.jsonl")
-    )
+def test_help_lists_every_target():
+    """But for those that others need: the packages, and a name that is never up to date."""
+    text = "".join((ROOT / name).read_text() for name in ("Makefile", "tests/extras/rules.mk"))
+    targets = set(re.findall(r"^([a-z]+):(?!=)", text, re.MULTILINE))
+    assert {"reproduce", "test", "compare", "sweep"} < targets
+    result = subprocess.run(["make", "help"], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+    listed = set(re.findall(r"^  make ([a-z]+)", result.stdout, re.MULTILINE))
+    assert listed == targets - {"help", "venv", "extras"} | {"models"}
 
 
-def test_compare_asks_every_method_the_published_prompts(kit):
-    before = snapshot(kit)
-    words = shlex.split(f"make compare MODEL=x/y PYTHON=echo {BRIEF} SEEDS='0 1'")
-    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
-    assert result.returncode == 0 and all(snapshot(kit)[name] == before[name] for name in before), (
-        result.stderr
-    )
-    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert "tests/extras/published.py prompts --out runs/data/published.jsonl" in lines
-    asked = "sample.py numbers --model x/y {}--prompts runs/data/published.jsonl --n 200 {}--out runs/y/{}/published.jsonl"
-    for method, own, seed in (
-        ("base", "", ""), ("soft", "--adapter runs/y/soft ", ""), ("soft-s1", "--adapter runs/y/soft-s1 ", "--seed 1 "),
-    ):  # fmt: skip
-        assert asked.format(own, seed, method) in lines
-    files = " ".join(f"runs/y/{method}/published.jsonl" for method in ("base", "soft", "soft-s1"))
-    assert f"tests/extras/published.py compare {files} --out runs/y" in lines
+def test_the_packages_are_installed_first(empty_kit):
+    """Unless PYTHON names an interpreter, which has them."""
+    for goal, file in (("reproduce", "requirements-dev.txt"), ("novelty", "requirements-extras")):
+        words = ["make", "-n", goal]
+        result = subprocess.run(words, cwd=empty_kit, env=ENV, capture_output=True, text=True)
+        positions = [result.stdout.find(text) for text in ("venv .venv", f"-r {file}", "--model")]
+        assert -1 not in positions and positions == sorted(positions)
+
+
+MODEL = "--model x/y"
+EXTRAS = [
+    (
+        "compare",
+        {"PUBLISHED_N": "7"},
+        [
+            "tests/extras/published.py prompts --out runs/data/published.jsonl",
+            f"sample.py numbers {MODEL} --seed 0 --n 7 --prompts runs/data/published.jsonl "
+            "--paths 4 --rows 8 --out runs/y/base/published.jsonl",
+            f"sample.py numbers {MODEL} --adapter runs/y/soft --seed 0 --n 7 --prompts "
+            "runs/data/published.jsonl --paths 4 --rows 8 --out runs/y/soft/published.jsonl",
+            "tests/extras/published.py compare runs/y/base/published.jsonl "
+            "runs/y/soft/published.jsonl --out runs/y",
+        ],
+    ),
+    (
+        "novelty",
+        {"FLAGS_novelty": "--split wildchat", "JUDGES": "--reward X"},
+        [
+            f"tests/extras/novelty.py draw {MODEL} --seed 0 --split wildchat "
+            "--out runs/y/base/novelty.jsonl",
+            f"tests/extras/novelty.py draw {MODEL} --adapter runs/y/soft --seed 0 "
+            "--split wildchat --out runs/y/soft/novelty.jsonl",
+            "tests/extras/novelty.py judge runs/y/base/novelty.jsonl runs/y/soft/novelty.jsonl "
+            "--reward X --out runs/y/novelty.jsonl",
+        ],
+    ),
+    (
+        "retention",
+        {"METHODS": "soft hard", "FLAGS_retention": "--texts A B"},
+        [
+            f"tests/extras/retention.py {MODEL} --adapter runs/y/soft runs/y/hard --texts A B "
+            "--out runs/y/retention",
+        ],
+    ),
+    (
+        "figures",
+        {"METHODS": "", "AXES": "open"},
+        ["tests/extras/figures.py runs/y/base/open.jsonl --out runs/y/figures"],
+    ),
+    (
+        "bench",
+        {"METHODS": "hard"},
+        [f"tests/extras/speed.py {MODEL} --adapter runs/y/soft --out runs/y/speed.jsonl"],
+    ),
+    (
+        "ask",
+        {"PROMPT": "Name a planet."},
+        [f"tests/extras/ask.py Name a planet. {MODEL} --run runs/y"],
+    ),
+]
+
+
+@pytest.mark.parametrize("goal, variables, expected", EXTRAS)
+def test_extras(empty_kit, goal, variables, expected):
+    """Each draws or trains what it needs, and its own script comes last."""
+    lines = plan(empty_kit, goal, MODEL="x/y", **variables)
+    assert lines[-1] == expected[-1]
+    assert set(expected) <= set(lines)
+    trains = [line for line in lines if line.startswith("train_soft.py ")]
+    assert len(trains) == (goal not in ("figures", "ask"))
+
+
+def test_the_speed_of_a_shape_needs_no_training(empty_kit):
+    lines = plan(empty_kit, "bench", SHAPE="qwen3-0.6b")
+    assert lines == ["tests/extras/speed.py --shape qwen3-0.6b --out runs/qwen3-0.6b.jsonl"]
+
+
+def test_the_tests_begin_with_the_linter(empty_kit):
+    lines = plan(empty_kit, "test")
+    assert lines == ["-m ruff check -q .", "-m ruff format -q --check .", "-m pytest -q tests"]
+
+
+def without_models(name: str) -> str:
+    """An interpreter in which a model cannot be loaded."""
+    complaint = f'case "$*" in *{name}*) echo cannot load {name} >&2; exit 1;; esac\n'
+    first_line, rest = INTERPRETER.split("\n", 1)
+    return f"{first_line}\n{complaint}{rest}"
 
 
 def test_a_sweep_names_what_it_skipped(kit):
-    """One model that cannot be loaded does not stop the others; their rows end in one table."""
+    """A model that cannot be loaded does not stop the others, whose rows end in one table."""
+    write_interpreter(kit, without_models("no/such"))
     before = snapshot(kit)
-    words = shlex.split(f"make sweep MODELS='no/such tests/tiny' PYTHON={sys.executable} {BRIEF}")
-    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
-    assert result.returncode != 0 and "sweep: skipped no/such" in result.stdout
-    assert "cannot load the model 'no/such'" in result.stderr and "Traceback" not in result.stderr
+    result = make(kit, "sweep", MODELS="no/such tests/tiny")
+    assert result.returncode != 0
+    assert "sweep: skipped no/such " in result.stdout and "cannot load no/such" in result.stderr
     table = (kit / "runs/sweep.md").read_text()
     assert "| tests/tiny | unseen | soft " in table and "no/such" not in table
-    assert all(snapshot(kit)[name] == before[name] for name in before)
+    after = snapshot(kit)
+    assert {name for name in before if after[name] != before[name]} <= TABLES
 
 
 def test_a_sweep_without_its_table_has_failed(kit):
     (kit / "runs/sweep.md").mkdir()
-    words = shlex.split(f"make sweep MODELS=tests/tiny PYTHON={sys.executable} {BRIEF}")
-    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True)
-    assert result.returncode != 0 and "metrics.py: error" in result.stderr
-
-
-def test_the_speed_of_a_shape_needs_no_training(kit):
-    for words, wanted in (
-        ("SHAPE=qwen3-0.6b", "--shape qwen3-0.6b --out runs/qwen3-0.6b.jsonl"),
-        ("MODEL=x/y", "--model x/y --adapter runs/y/soft --out runs/y/speed.jsonl"),
-    ):
-        command = shlex.split(f"make bench {words} PYTHON=echo")
-        lines = subprocess.run(
-            command, cwd=kit, env=ENV, capture_output=True, text=True
-        ).stdout.splitlines()
-        assert lines[-1] == f"tests/extras/speed.py {wanted}"
-        assert any("train_soft.py" in line for line in lines) == (words == "MODEL=x/y")
-
-
-def test_help_lists_every_target(kit):
-    result = subprocess.run(["make", "help"], cwd=kit, env=ENV, capture_output=True, text=True)
-    assert result.returncode == 0 and result.stderr == ""
-    targets = re.findall(r"^([a-z0-9]+):.* ## ", (kit / "Makefile").read_text(), re.MULTILINE)
-    assert {"help", "reproduce", "test"} < set(targets) and "tests/tiny" in result.stdout
-    assert all(f"make {name} " in result.stdout for name in targets)
-
-
-# --------------------------------------------------------------------------------------------- partial files, kills
-
-
-def without_time(text: str) -> list[dict]:
-    return [
-        {k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()
-    ]
-
-
-def test_a_partial_file_goes_on(kit):
-    """A run that was killed between two rows: what it had is kept to the byte, and the rest is as it would have been.
-    Where the code that draws has changed since, it is refused, and kept."""
-    out = kit / "runs/tiny/soft/open.jsonl"
-    whole = out.read_text()
-    some = "".join(whole.splitlines(True)[:90])
-    out.rename(partial := out.with_name("open.jsonl.partial"))
-    partial.write_text(some)
-
-    sampler = (kit / "sample.py").read_text()
-    (kit / "sample.py").write_text(sampler + "# new\n")
-    before = snapshot(kit)
-    result = make(kit, "")
-    assert result.returncode != 0 and complaints(result)[-1].startswith(
-        "sample.py: error: runs/tiny/soft/open.jsonl.partial was made with other code"
-    )
-    after = snapshot(kit)
-    assert all(after[name] == before[name] for name in before if not name.endswith(".asked"))
-    result = make(kit, "FLAGS_open='--n 5'")
-    assert result.returncode != 0 and partial.read_text() == some
-
-    (kit / "sample.py").write_text(sampler)
-    result = make(kit, "FLAGS_open='--n 4 --rows 9'")
-    assert result.returncode == 0, result.stderr
-    assert out.read_text().startswith(some) and without_time(out.read_text()) == without_time(whole)
-    assert not partial.exists()
-
-
-def test_a_chain_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_path):
-    """Ten kills of everything that make has started, from data to table; then it is left alone."""
-    folder = new_kit(tmp_path / "kit")
-    words = shlex.split(f"make reproduce PYTHON={sys.executable} {BRIEF}")
-    for moment in np.random.default_rng(0).uniform(1, 10, 10):
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=ENV,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(moment)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    result = make(folder, "")
-    assert result.returncode == 0 and "| soft " in result.stdout, result.stderr
-
-    kit = shutil.copytree(finished, tmp_path / "whole")
-    shutil.rmtree(kit / "runs/tiny/mine")
-    ours, theirs = snapshot(folder), snapshot(kit)
-    assert ours.keys() == theirs.keys()
-    timed = {
-        "report.md",
-        "scores.asked",
-    }  # the minutes that it took; checksums of rows with their seconds
-    for name in (name for name in ours if Path(name).name not in timed):
-        own, whole = ours[name][0], theirs[name][0]
-        if name.endswith(".jsonl"):
-            own, whole = without_time(own.decode()), without_time(whole.decode())
-        assert own == whole, name
+    result = make(kit, "sweep", MODELS="tests/tiny")
+    assert result.returncode != 0
+    assert "metrics.py: error: " in result.stderr
