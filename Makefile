@@ -1,16 +1,16 @@
-## The pipeline: prompts -> adapters -> draws -> scores. It makes what is missing, keeps the rest.
+## The pipeline: prompts -> adapters -> draws -> scores. Makes what is missing and keeps the rest.
 ##
-##   make reproduce                         the embedded model: a few minutes on two CPU cores
-##   make reproduce MODEL=Qwen/Qwen3-0.6B   the paper's recipe, on a model of the hub
+##   make reproduce                         the bundled model: a few minutes on two CPU cores
+##   make reproduce MODEL=Qwen/Qwen3-0.6B   the paper's recipe, on a model from the Hub
 ##   make ask PROMPT="Name a planet."       what a model answers, before and after training
 ##   make test                              lint and all tests
 ##
 ##   MODEL    hub id or folder of a chat model; results go to runs/<last part of its name>
 ##   METHODS  "soft hard": train_NAME.py trains NAME; ssot prompts the untrained model
 ##   AXES     "numbers open mcq": what is measured, with N draws for each number prompt
-##   SEED     of training and drawing; give each seed a RUN (folder of results) of its own
+##   SEED     for training and drawing; give each seed its own RUN (results folder)
 ##   FLAGS    options for every training run; FLAGS_soft: for that method; FLAGS_open: for that axis
-##   LAUNCH   ".venv/bin/accelerate launch" uses all GPUs; PYTHON: an interpreter in place of .venv
+##   LAUNCH   ".venv/bin/accelerate launch" uses all GPUs; PYTHON: an interpreter other than .venv's
 
 MODEL   ?= tests/tiny
 METHODS ?= soft hard
@@ -22,7 +22,7 @@ DATA    ?= runs/data
 PYTHON  ?= .venv/bin/python
 LAUNCH  ?= $(PYTHON)
 
-# A model as small as the embedded one needs a high learning rate; extra answers are cheap for it.
+# A model as small as the bundled one needs a high learning rate; extra answers are cheap for it.
 ifeq ($(MODEL),tests/tiny)
 FLAGS      ?= --lr 2e-3
 FLAGS_soft ?= --draws 8 --branches 8
@@ -30,8 +30,8 @@ FLAGS_hard ?= --branches 16
 FLAGS_ssot ?= --n 50 --max-tokens 160
 endif
 
-# A CPU runs two stages side by side, one thread each, since two threads of one stage would mostly
-# wait for each other. The MALLOC settings let torch reuse memory instead of returning it each time.
+# On a CPU, two stages run side by side, one thread each: two threads of one stage would mostly wait
+# for each other. The MALLOC settings let torch reuse memory instead of returning it each time.
 MAKEFLAGS += $(if $(wildcard /dev/nvidia0),,-j2)
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
@@ -42,14 +42,15 @@ TRAINED  := $(filter-out $(PROMPTED),$(METHODS))
 $(foreach m,$(TRAINED),$(if $(wildcard train_$m.py),,$(error METHODS: there is no train_$m.py)))
 ROWS := $(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl))
 ROWS := $(filter-out $(PROMPTED:%=$(RUN)/%/mcq.jsonl),$(ROWS))
-FIRST := venv $(filter models/%,$(MODEL))  # before any stage: packages, and a model of rules.mk
+FIRST := venv $(filter models/%,$(MODEL))  # needed before any stage; rules.mk makes models/NAME
 
 reproduce: $(ROWS)
 	@$(PYTHON) metrics.py $^ --out $(RUN)/scores.jsonl --report $(RUN)/report.md
 
 # A stage runs once. FILE.made keeps its command and the checksums of what it read. If any of these
 # has changed since, make stops and shows the difference: nothing is overwritten, nothing is mixed.
-# $1: the command; $2: other files that it reads; $3: what to remove to make it again
+# FILE.made is written first, and removed again if the stage fails; `trap` lets the shell do this on
+# Ctrl-C. $1: the command; $2: other files that it reads; $3: what to remove to make it again
 define once
 @mkdir -p $(@D); \
 today=$$(echo '$(strip $1)' | awk '{ gsub(/ --/, "\n--"); print }'; \
@@ -59,12 +60,11 @@ if [ ! -e $@ ]; then \
   $(LAUNCH) $1; status=$$?; [ -e $@ ] || rm -f $@.made; exit $$status; \
 elif [ "$$today" != "$$(cat $@.made)" ]; then \
   changes=$$(echo "$$today" | diff $@.made - | sed -n 's/^< /then: /p; s/^> /now: /p'); \
-  echo "$@ has other settings:" $$changes "(to make it again, remove $(strip $3))" >&2; exit 1; \
+  echo "$@ was made with other settings." $$changes "To redo it, remove $(strip $3)" >&2; exit 1; \
 fi
 endef
 
-# FORCE visits every stage every time; `once` decides whether there is anything to do. For the
-# prompts, distributions.py itself does: it stops if it would write different ones today.
+# FORCE runs every recipe every time; `once`, or for prompts distributions.py, decides what to do.
 $(DATA)/train.jsonl: FORCE | $(FIRST)
 	@$(PYTHON) distributions.py --out $(DATA) $(FLAGS_data)
 $(DATA)/unseen.jsonl $(DATA)/ood.jsonl: $(DATA)/train.jsonl ;
@@ -73,8 +73,9 @@ $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl FORCE | $(FIRST)
 	$(call once, train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl \
 	  --seed $(SEED) $(FLAGS) $(FLAGS_$*) --out $(@D),, $(@D))
 
-# Rows of a trained method need its adapter; base and prompted methods use the model as it is. Here
-# $* is the method and $1 the axis. Files that FLAGS name are checksummed, too.
+# Rows of a trained method need its adapter; base and prompted methods use the model as is. Here $*
+# is the method and $1 the axis; files that FLAGS_<axis> names are checksummed, too. An example:
+#   sample.py open --model tests/tiny --adapter runs/tiny/soft --seed 0 --out runs/tiny/soft/...
 $(foreach axis,$(AXES),$(foreach m,$(TRAINED),\
   $(eval $(RUN)/$m/$(axis).jsonl: $(RUN)/$m/adapter_config.json)))
 prompted  = $(filter $(PROMPTED),$*)
@@ -88,7 +89,6 @@ $(RUN)/%/open.jsonl: FORCE | $(FIRST)
 	$(call draw_once,open)
 $(RUN)/%/mcq.jsonl: FORCE | $(FIRST)
 	$(call draw_once,mcq)
-
 test: venv extras
 	$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check .
 	$(PYTHON) -m pytest -q tests

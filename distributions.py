@@ -3,17 +3,17 @@
     python distributions.py --out runs/data    # train.jsonl, unseen.jsonl and ood.jsonl
 
 Ask a model for "ONE random number from a Gaussian distribution with parameters mu=3.5, sigma=3",
-and all it can do is print text. This file says which texts are answers and how probable each of
-them should be. The families, their parameter grids and the prompt are the paper's (arXiv
+and all it can do is print text. This file defines which strings are answers and how probable each
+of them should be. The families, their parameter grids and the prompt are the paper's (arXiv
 2605.11845), with one difference: parameters are rounded to four significant digits, and the rounded
 numbers define the target as well, so that a prompt and its target agree exactly.
 
-A prompt is a row of JSONL with the keys id, split, family, params and prompt. A row may also say
-"decimals" (5 if it does not), or bring its own target, "outputs" (a list of strings) and "probs",
-instead of a family and params. The functions about targets take such a row.
+A prompt is a row of JSONL with the keys id, split, family, params and prompt. A row may also set
+"decimals" (5 by default), or define its own target, "outputs" (a list of strings) and "probs",
+instead of a family and params. The functions that compute targets take such a row.
 
 This file knows nothing about tokens or models. Invalid input raises InputError. The last third
-holds what all scripts share: reading and writing JSONL, and the command line.
+holds what all scripts share: reading and writing JSONL, and parsing the command line.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-DECIMALS = 5  # of a continuous answer
+DECIMALS = 5  # decimal places of a continuous answer
 MAX_BINS = 1001  # the default number of canonical outputs, which are explained below
-TAIL = 0.001  # they reach from this quantile to that of 1 - TAIL
+TAIL = 0.001  # they range from the TAIL quantile to the 1 - TAIL quantile
 
 
 class InputError(ValueError):
@@ -55,7 +55,7 @@ def unchanged(*values: float) -> tuple:
 class Family(NamedTuple):
     """One family of distributions. To add a family, add an entry to FAMILIES; the rest follows."""
 
-    name: str  # as it is written in the prompt
+    name: str  # as written in the prompt
     params: str  # the names of its parameters, in prompt order
     dist: stats.rv_continuous | stats.rv_discrete
     args: Callable[..., tuple] = unchanged  # parameters -> scipy's arguments (shapes, loc, scale)
@@ -100,7 +100,7 @@ def corners(a, c, b):
     return (c - a) / (b - a), a, b - a
 
 
-def mean_and_shape(mu, lambda_):  # scipy's invgauss(m, 0, scale) has the mean m * scale
+def mean_and_shape(mu, lambda_):  # scipy's invgauss(m, 0, scale) has mean m * scale
     return mu / lambda_, 0, lambda_
 
 
@@ -220,7 +220,7 @@ def make_rows(split: str, decimals: int = DECIMALS) -> list[dict]:
 def distribution(row: dict):
     """The row's distribution, as a frozen scipy distribution.
 
-    Raises InputError if the family is unknown, or if it has no distribution with these params.
+    Raises InputError if the family is unknown, or if the params are not valid for it.
     """
     family, params = row["family"], row["params"]
     if family not in FAMILIES:
@@ -228,18 +228,18 @@ def distribution(row: dict):
     spec = FAMILIES[family]
     names = spec.params.split()
     if set(params) != set(names):
-        raise InputError(f"{family} takes the parameters {', '.join(names)}, got {params}")
+        raise InputError(f"{family} takes the parameters {', '.join(names)} (got {params})")
 
-    # Whatever is wrong with the values, a division by zero or a string in place of a number, it
-    # leads to the error at the end.
+    # Anything wrong with the values (a division by zero, a string instead of a number) leads to the
+    # error at the end.
     with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):
         values = [params[name] for name in names]
-        # Other tools write 3.0 for 3: as an int, both give the same probabilities to the last bit.
+        # Other tools may write 3 as 3.0. As ints, both give bit-identical probabilities.
         values = [int(value) if value == int(value) else value for value in values]
         frozen = spec.dist(*spec.args(*values))
         if not np.isnan(frozen.support()).any():
             return frozen
-    raise InputError(f"{family}: there is no such distribution with {params}")
+    raise InputError(f"{family}: there is no such distribution with the parameters {params}")
 
 
 def is_discrete(row: dict) -> bool:
@@ -247,44 +247,45 @@ def is_discrete(row: dict) -> bool:
 
 
 # --------------------------------------------------------------------------- canonical outputs
-# A continuous distribution could print millions of five-decimal numbers. Its *canonical outputs*
-# are 1001 of them, evenly spaced; together they carry all the probability.
+# A draw from a continuous distribution could be any of millions of five-decimal numbers. Its
+# *canonical outputs* are 1001 of them, evenly spaced; together they carry all the probability.
 
 
 class Lattice(NamedTuple):
-    """The numbers that can be printed for a row: k / unit, for the integers k from first to last.
+    """The numbers that a target covers: k / scale, for the integers k from first to last.
 
-    unit is 10^decimals for a continuous family and 1 for a discrete one.
+    scale is 10^decimals for a continuous family and 1 for a discrete one.
     """
 
-    cdf: Callable[[np.ndarray], np.ndarray]  # cdf(k): the probability of everything up to k / unit
-    unit: int
+    cdf: Callable[[np.ndarray], np.ndarray]  # cdf(k): the probability of everything up to k / scale
+    scale: int
     first: int
     last: int
 
     def probability(self, k: np.ndarray) -> np.ndarray:
-        """The probability that a true draw, rounded to this lattice, is k / unit."""
+        """The probability that an exact sample, rounded to this lattice, is k / scale."""
         return self.cdf(k + 0.5) - self.cdf(k - 0.5)
 
 
 def lattice(row: dict) -> Lattice:
-    """The numbers that can be printed for a row, from the .001 quantile to the .999 quantile.
+    """The numbers that a row's target covers, from the .001 quantile to the .999 quantile.
 
-    A discrete family reaches to the end of its support on each side that has one, and its first and
-    last numbers take the probability of the tails.
+    For a discrete family, the range extends to the end of the support on a bounded side. On an
+    unbounded side, the outermost number takes the probability of the tail.
 
-    Raises InputError if there are fewer than two numbers or, for a discrete family, more than 1001.
+    Raises InputError if the numbers are too large for their decimals, if there are fewer than two
+    or, for a discrete family, more than 1001.
     """
     frozen = distribution(row)
     discrete = is_discrete(row)
     about = f"{row['family']} with {row['params']}"
     decimals = 0 if discrete else int(row.get("decimals", DECIMALS))
     if decimals < 0:
-        raise InputError(f"{about}: decimals must not be negative, got {decimals}")
-    unit = 10**decimals
+        raise InputError(f"{about}: decimals must not be negative (got {decimals})")
+    scale = 10**decimals
 
     with np.errstate(all="ignore"):
-        low, high = frozen.ppf([TAIL, 1 - TAIL]) * unit
+        low, high = frozen.ppf([TAIL, 1 - TAIL]) * scale
     if discrete:
         start, end = frozen.support()
         low = start if np.isfinite(start) else low
@@ -294,11 +295,9 @@ def lattice(row: dict) -> Lattice:
     if not max(abs(low), abs(high)) < 1e11:  # "not <" is also true for nan
         raise InputError(f"{about}: its numbers are too large for {decimals} decimals")
     if discrete and high - low >= MAX_BINS:
-        raise InputError(
-            f"{about}: more than {MAX_BINS} outputs; a discrete family may have no more"
-        )
+        raise InputError(f"{about}: more than {MAX_BINS} outputs, the limit for discrete families")
 
-    # The tolerance keeps a quantile such as 3.507, which is 350700.00000000006 units, inside.
+    # The tolerance keeps a bound such as 3.507 inside: times 10^5 it is 350700.00000000006.
     first = math.ceil(low - 1e-12 * abs(low))
     last = math.floor(high + 1e-12 * abs(high))
     has_one_value = discrete and frozen.var() == 0  # such as Bernoulli with p = 0
@@ -306,13 +305,13 @@ def lattice(row: dict) -> Lattice:
         raise InputError(f"{about}: fewer than two numbers with {decimals} decimals")
 
     def continuous_cdf(k):
-        return frozen.cdf(k / unit)
+        return frozen.cdf(k / scale)
 
     def discrete_cdf(k):
         inside = np.where(k < last, frozen.cdf(np.floor(k)), 1.0)
         return np.where(k < first, 0.0, inside)
 
-    return Lattice(discrete_cdf if discrete else continuous_cdf, unit, first, last)
+    return Lattice(discrete_cdf if discrete else continuous_cdf, scale, first, last)
 
 
 def thin(first: int, last: int, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -327,19 +326,19 @@ def thin(first: int, last: int, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
     return values, (values[:-1] + values[1:]) / 2
 
 
-def to_texts(values: np.ndarray, unit: int) -> list[str]:
-    """The numbers k / unit as the prompts want them printed, always with the same decimals.
+def to_texts(values: np.ndarray, scale: int) -> list[str]:
+    """The numbers k / scale as canonical strings, always with the same number of decimals.
 
-    >>> to_texts(np.array([-1, 0, 350000]), unit=10**5)    # zero has no sign
+    >>> to_texts(np.array([-1, 0, 350000]), scale=10**5)    # zero has no sign
     ['-0.00001', '0.00000', '3.50000']
     """
-    if unit == 1:
+    if scale == 1:
         return [str(value) for value in values.tolist()]
     texts = []
     for value in values.tolist():
         sign = "-" if value < 0 else ""
-        whole, fraction = divmod(abs(value), unit)
-        digits = str(unit + fraction)[1:]  # 100000 + 7 -> "00007"
+        whole, fraction = divmod(abs(value), scale)
+        digits = str(scale + fraction)[1:]  # 100000 + 7 -> "00007"
         texts.append(f"{sign}{whole}.{digits}")
     return texts
 
@@ -353,9 +352,9 @@ def canonical_outputs(
     spaced, and each takes the probability of everything that is nearer to it than to its
     neighbours; the first and the last take the tails. So probs sums to 1.
 
-    perfect is the probability that a perfect sampler prints exactly this text. It may print any
+    perfect is the probability that a perfect sampler prints exactly this string. It may print any
     number, not only those that are kept, so perfect sums to less than 1. trie.kl_floor needs it.
-    For discrete families it equals probs.
+    Where all numbers of a discrete family are kept, it equals probs.
 
     >>> texts, probs, _ = canonical_outputs({"family": "binomial", "params": {"n": 2, "p": 0.5}})
     >>> dict(zip(texts, probs.round(2).tolist()))
@@ -367,16 +366,16 @@ def canonical_outputs(
     numbers = lattice(row)
     values, midpoints = thin(numbers.first, numbers.last, max_bins)
     probs = np.diff(numbers.cdf(midpoints), prepend=0.0, append=1.0)  # between the midpoints
-    return to_texts(values, numbers.unit), probs, numbers.probability(values)
+    return to_texts(values, numbers.scale), probs, numbers.probability(values)
 
 
-# -------------------------------------------------------------------- true samples and batches
+# ------------------------------------------------------------------- exact samples and batches
 
 
 def sample_outputs(
     row: dict, n: int, rng: np.random.Generator, max_bins: int | None
 ) -> tuple[list[str], np.ndarray]:
-    """Draw n true samples of a row: their texts, and the probability `perfect` of each, (n,).
+    """Draw n exact samples from a row's target: strings, and the probability `perfect` of each.
 
     Snapping each draw to the nearest canonical output gives every output exactly its target
     probability, without computing them all. max_bins=None keeps every number of the lattice.
@@ -387,22 +386,23 @@ def sample_outputs(
         return [texts[i] for i in drawn], perfect[drawn]
 
     numbers = lattice(row)
-    draws = distribution(row).rvs(size=n, random_state=rng) * numbers.unit
+    draws = distribution(row).rvs(size=n, random_state=rng) * numbers.scale
     if max_bins is None:
         values = np.rint(draws).clip(numbers.first, numbers.last).astype(np.int64)
     else:
         kept, midpoints = thin(numbers.first, numbers.last, max_bins)
         values = kept[np.searchsorted(midpoints, draws)]
-    return to_texts(values, numbers.unit), numbers.probability(values)
+    return to_texts(values, numbers.scale), numbers.probability(values)
 
 
 def prompt_rng(seed: int, prompt_id: str) -> np.random.Generator:
-    """A random stream for one prompt: its draws depend on neither other prompts nor their order."""
+    """A random stream for one prompt: its draws do not depend on other prompts or their order."""
     return np.random.default_rng([seed, *prompt_id.encode()])
 
 
 def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle the indices of `families` into batches of at most `size`, spreading every family.
+    """Shuffle the indices of `families` into batches, at most `size` each, with families spread
+    evenly.
 
     Think of the epoch as the interval [0, 1). Cut it into m equal slots for a family of m members,
     and put one member at a random place in each slot. Sort everything by place, and cut it into
@@ -447,9 +447,11 @@ def read_rows(
             try:
                 row = json.loads(line, parse_constant=refuse_constant)
                 if not isinstance(row, dict) or not set(keys) <= set(row):
-                    raise InputError(f"needs an object with the keys {', '.join(keys)}")
+                    raise InputError(f"expected an object with the keys {', '.join(keys)}")
                 row_name = name(row) if name else where
-            except (ValueError, KeyError, TypeError) as error:
+            except KeyError as error:
+                raise InputError(f"{where}: the key {error} is missing") from None
+            except (ValueError, TypeError) as error:
                 raise InputError(f"{where}: {error}") from None
             if row_name in line_of:
                 first = line_of[row_name]
@@ -460,12 +462,12 @@ def read_rows(
 
 
 def check_prompt(row: dict) -> str:
-    """Check that a row can be asked and scored, and return its name for error messages."""
+    """Check that a prompt is valid and can be scored, and return its name for error messages."""
     for key in ("id", "split", "prompt"):
         if not isinstance(row[key], str):
             raise InputError(f"{key} must be a string")
     if "draws" in row:
-        raise InputError("expected a prompt; this is a result, which has draws already")
+        raise InputError("expected a prompt, but this is a result, which already has draws")
 
     if "outputs" not in row:
         lattice({"family": None, "params": None} | row)  # raises an error if they are wrong
@@ -491,7 +493,7 @@ def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, then renamed over it."""
+    """Write a file whole or not at all, by renaming a temporary file in the same folder."""
     temporary = Path(f"{path}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(text, encoding="utf-8")
@@ -513,14 +515,14 @@ def digest(path: str | Path) -> str:
 
 
 def must_be_new(finished: Path, remove: Path | None = None) -> None:
-    """Raises InputError if a result exists already: finished work is never overwritten."""
+    """Raises InputError if a result already exists: finished work is never overwritten."""
     if finished.exists():
         remove = remove or finished
         raise InputError(f"{finished} already exists; to make it again, remove {remove}")
 
 
 def check_method(name: str) -> None:
-    """Raises InputError if the name of an adapter's folder has another meaning in a run.
+    """Raises InputError if the name of an adapter's folder is reserved.
 
     base, ssot and target are methods without an adapter, and figures is the folder of pictures.
     """
@@ -529,7 +531,7 @@ def check_method(name: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, where every number must be positive (a seed may be 0)."""
+    """An ArgumentParser with one-line errors. Every number must be positive (a seed may be 0)."""
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
@@ -544,21 +546,21 @@ class Parser(argparse.ArgumentParser):
             may_be_zero = key == "seed" and value == 0
             if is_number and not may_be_zero and not 0 < value < math.inf:
                 option = key.replace("_", "-")
-                raise InputError(f"--{option} must be a positive number, got {value}")
+                raise InputError(f"--{option} must be a positive number (got {value})")
         return args
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(). A user error becomes one line on stderr, and exit status 1."""
     script = Path(sys.argv[0]).name
-    hints = {  # other errors that users meet, by the name of their class, and what helps
+    hints = {  # other errors that users may hit: the name of the class, and what helps
         "OutOfMemoryError": "; lower --rows or, in training, raise --accumulate",
         "SafetensorError": "",
     }
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; run the same command again to go on")
+        sys.exit(f"{script}: interrupted; run the same command again to continue")
     except Exception as error:
         kind = type(error).__name__
         if not isinstance(error, InputError | OSError) and kind not in hints:
@@ -571,7 +573,10 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", required=True, help="folder for the three files")
     parser.add_argument(
-        "--decimals", type=int, default=DECIMALS, help="of continuous answers (%(default)s)"
+        "--decimals",
+        type=int,
+        default=DECIMALS,
+        help="decimal places of continuous answers (%(default)s)",
     )
     args = parser.parse_args()
     for split in ("unseen", "ood", "train"):  # the Makefile waits for train.jsonl, the last one

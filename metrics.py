@@ -5,20 +5,23 @@
 The script reads the rows that sample.py wrote, prints a table for each axis, and writes one row for
 each score: {model, method, axis, split, seed, metric, value, low, high, n}.
 
-First, each draw becomes a value: a number, an answer, or the place (A to D) of an exam's right
+First, each draw becomes a value: a number, an answer, or the position (A to D) of an exam's correct
 answer. Then the values of a prompt become its scores, such as the distance between its draws and
-its target. Last, scores are summarized:
+its target. Finally, scores are summarized:
 
-    numbers     the mean within each family, then the median across families (of rates, the mean)
-    open        the mean across questions (of the support, the median)
+    numbers     the mean within each family, then the median across families (for rates, the mean)
+    open        the mean across questions (for the support, the median)
     mcq         all draws together
 
-low and high are a 95 % bootstrap interval, obtained by resampling families, questions or draws.
+low and high are a 95% bootstrap interval, obtained by resampling families, questions or draws.
 
-Every axis with a target also has rows of the method `target`: the scores of as many true draws.
-They show what sampling noise alone does, so read every table beside them. A prompt without a single
-valid draw has an infinite W1 and still counts; infinity is written as null. Rows of several seeds,
-in `runs/tiny*/*/*.jsonl`, are shown as mean ± standard deviation.
+Every axis with a target also has rows of the method `target`: the scores of equally many draws from
+the target. They show what sampling noise alone does; compare every score with them. A prompt
+without a single valid draw has an infinite W1 and still counts; infinity is written as null. If
+rows come from several seeds, as in `runs/tiny*/*/*.jsonl`, scores are shown as mean ± standard
+deviation.
+
+If you are here for the scores, skip the parsing and begin at "values become scores".
 
 To add a metric, let a score_* function return it, and give it a heading in METRICS.
 
@@ -52,8 +55,8 @@ def without_thoughts(text: str) -> str:
 def tagged_answer(text: str) -> str:
     """The answer of an SSOT draw (sample.SSOT): what is between <answer> and </answer>.
 
-    Only what follows the random string and the thoughts counts, and differing answers count as
-    none. gpt-oss may leave the tags out, so its whole final channel is an answer as well.
+    Only what follows the random string and the thoughts counts. If the tagged answers differ, there
+    is no answer. gpt-oss may omit the tags; then its whole final channel is the answer.
 
     >>> thoughts = "<random_string>x7</random_string><thinking>7 is odd.</thinking>"
     >>> tagged_answer(thoughts + "<answer>3.5</answer>"), tagged_answer(thoughts + "3.5")
@@ -147,7 +150,7 @@ def parse_answer(text: str) -> str | None:
     return answer if any(is_content(character) for character in answer) else None
 
 
-# The labels of an exam (sample.MCQ), and their order. From the eighth on, they are a part of the
+# The labels of an exam (sample.MCQ), and their order. From the eighth on, they are part of the
 # explanation, which may contain lettered lines.
 LABEL = re.compile(
     r"^((?i:question:|correct answer:|explanation:)|[A-H][.)](?=\s))", flags=re.MULTILINE
@@ -156,11 +159,11 @@ ORDER = re.compile(r"question:a\.b\.c\.d\.correct answer:explanation:([a-h]\.)*"
 
 
 def parse_question(text: str) -> int | None:
-    """The place, 0 to 3, of the right answer in a generated exam; None if it is not well-formed.
+    """The position, 0 to 3, of a generated exam's correct answer; None if it is not well-formed.
 
-    Well-formed means: the seven labels, once each, in order, each at the start of a line and
-    followed by some text, with nothing before the first. Bold marks, headings and "A)" for "A." are
-    allowed, and so is repeating the right option's text after its letter.
+    "Well-formed" means that all seven labels appear once each, in order, each at the start of a
+    line and followed by some text, with nothing before the first. Bold marks, headings and "A)" for
+    "A." are allowed, and so is repeating the correct option's text after its letter.
     """
     text = re.sub(r"\*\*|__|^[ #]+", "", without_thoughts(text), flags=re.MULTILINE)
     labels = "".join(LABEL.findall(text)).lower().replace(")", ".")
@@ -186,8 +189,9 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
     """The Wasserstein-1 distance of values from the target, divided by E|X - median|.
 
     The divisor is the distance of the best constant answer. So 0 is perfect, and 1 is as bad as
-    always answering the median. Our choice; the paper does not specify its normalization. This one
-    is defined even for Cauchy and Bernoulli(.1), where variance or interquartile range fail.
+    always answering the median. This is our choice; the paper does not specify its normalization.
+    For Bernoulli(.1) it is not zero, as the interquartile range would be; and heavy tails, such as
+    Cauchy's, weigh less in it than in a standard deviation.
 
     values (n,); support (N,), in ascending order; probs (N,).
     """
@@ -200,16 +204,16 @@ def cdf_gap(values: np.ndarray, row: dict) -> float:
     """The largest difference between the distribution functions of the values and the target.
 
     This is the Kolmogorov distance, which one wild draw cannot spoil. The target is the lattice of
-    all numbers, not only the canonical outputs. Both functions are steps, and the gap is largest at
+    all numbers, not only the canonical outputs. Both are step functions, and the gap is largest at
     a step of the values: right at it, or just below it.
     """
     numbers = distributions.lattice(row)
 
-    def target(k):  # the probability of everything up to k / unit; k must be whole
+    def target(k):  # the probability of everything up to k / scale; k must be whole
         inside = np.where(k < numbers.last, numbers.cdf(k + 0.5), 1.0)
         return np.where(k < numbers.first, 0.0, inside)
 
-    k = np.round(values * numbers.unit, 6)  # 0.29 * 100 is 28.999999999999996
+    k = np.round(values * numbers.scale, 6)  # 0.29 * 100 is 28.999999999999996
     points, counts = np.unique(k, return_counts=True)
     share_up_to = np.cumsum(counts) / len(values)
     share_below = share_up_to - counts / len(values)
@@ -282,7 +286,7 @@ def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
     places = [parse_question(answer) for answer in answers]
     valid = [place for place in places if place is not None]
     scores = {"valid_rate": [place is not None for place in places]}
-    # METRICS makes a total variation of all places; with fewer than 30 it would be mostly noise.
+    # METRICS computes one total variation of all positions; with fewer than 30, it is mostly noise.
     scores["tv"] = valid if len(valid) >= 30 else []
     for letter, place in zip("abcd", range(4), strict=True):
         scores[f"share_{letter}"] = [found == place for found in valid]
@@ -313,7 +317,7 @@ EXAM = "Question: ?1\nA. 1\nB. 2\nC. 3\nD. 4\nCorrect Answer: {}\nExplanation: 1
 
 
 def target_row(row: dict, name: str = "target") -> dict:
-    """A row as a perfect sampler would have made it, with as many true draws as it has answers."""
+    """A row as a perfect sampler would have made it, with as many draws as it has answers."""
     n = len(answers_of(row))
     rng = distributions.prompt_rng(seed_of(row), row["id"])
     target = row | {"method": name, "tokens": None, "protocol": None}
@@ -329,8 +333,8 @@ def target_row(row: dict, name: str = "target") -> dict:
 def target_rows(rows: list[dict]) -> list[dict]:
     """The target rows of all number prompts and exams.
 
-    If methods drew different numbers of answers, there is one set of rows for each number n. The
-    largest is called "target", a smaller one "target, n=50".
+    If methods drew different numbers of answers, there is one set of rows for each number n. That
+    with the largest is called "target", the others, for example, "target, n=50".
     """
     asked, largest = {}, {}
     for row in sorted(rows, key=lambda row: "logit_kl" not in row):  # prefer rows with a logit KL
@@ -392,7 +396,7 @@ METRICS = {
 def bootstrap(
     values: np.ndarray, statistic: Callable, resamples: int = 10_000
 ) -> tuple[float | None, float | None]:
-    """A 95 % percentile interval (Efron 1981) of a statistic of values (F,); none if F < 2."""
+    """A 95% percentile interval (Efron 1981) of a statistic of values (F,); none if F < 2."""
     if len(values) < 2:
         return None, None
     picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
@@ -474,7 +478,7 @@ def cell(seeds: list[dict]) -> str:
 
 
 def table(scores: list[dict], axis: str) -> list[str]:
-    """A Markdown table of an axis: methods x metrics, without the columns that are empty."""
+    """A Markdown table of an axis: methods x metrics, without empty columns."""
 
     def place(key):  # unseen before ood; base first, targets last, others in the order given
         model, split, method = key
@@ -537,7 +541,7 @@ def check_same_prompts(rows: list[dict]) -> None:
         others = methods[model, axis] - some
         if others:
             raise distributions.InputError(
-                f"{model}, {axis}: {question[:99]} was asked of {', '.join(sorted(some))} and not "
+                f"{model}, {axis}: {question[:99]} was asked of {', '.join(sorted(some))} but not "
                 f"of {', '.join(sorted(others))}; draw one of them again"
             )
 
@@ -549,8 +553,8 @@ def check_same_weights(rows: list[dict]) -> None:
         weights = row.get("weights")
         if weights and weights_of.setdefault(row["model"], weights) != weights:
             raise distributions.InputError(
-                f"{name_of_row(row)}: its model has other weights ({weights}) than the rows "
-                f"before ({weights_of[row['model']]}); draw one of them again"
+                f"{name_of_row(row)}: its model has different weights ({weights}) from earlier "
+                f"rows ({weights_of[row['model']]}); draw one of them again"
             )
 
 
@@ -568,7 +572,7 @@ def main() -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="rows of sample.py (a run's other files are skipped)",
+        help="rows written by sample.py (a run's other files are skipped)",
     )
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
@@ -576,7 +580,7 @@ def main() -> None:
     check_output(args.out, ('{"model"',))
     check_output(args.report, tuple(f"**{axis}**\n" for axis in METRICS))
 
-    # If only other files are given, reading them will say what is missing.
+    # If every file is one of OTHERS, read them anyway: the error then says which keys are missing.
     files = [file for file in args.files if Path(file).stem not in OTHERS] or args.files
     keys = ("id", "model", "method", "axis", "draws")
     rows = distributions.read_rows(files, keys, name_of_row)

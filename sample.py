@@ -11,13 +11,13 @@ To try it in seconds:
 
 There are three axes of measurement. `numbers` asks for the random numbers that a file describes,
 `open` asks 102 questions such as "Name a random planet", and `mcq` asks for an exam question with
-four options, again and again: is the right answer at A, B, C and D equally often?
+four options, again and again: is the correct answer at A, B, C and D equally often?
 
-The script writes one row for each prompt: the prompt's own row, and
+The script writes one row for each prompt: the prompt's row plus these keys.
 
     model, axis, seed   how the row was made
-    method              "base", the name of the adapter's folder, or "ssot" (with "protocol")
-    weights             a short checksum of the model, to tell apart models of the same name
+    method              "base", the name of the adapter's folder, or "ssot" (then protocol is set)
+    weights             a short checksum of the model, to distinguish models with the same name
     draws               the raw answers, in the order drawn; one that was cut off ends in "…"
     tokens, seconds     what the row cost
 
@@ -28,12 +28,12 @@ Some rows also have exact measures, computed from the model's probabilities with
 
 Everything is drawn at temperature 1 over the full vocabulary, whatever the checkpoint's own
 settings say. Each draw has its own random numbers, so --rows changes results only by floating-point
-rounding. After an interruption, the same command goes on with the prompts that are left.
+rounding. After an interruption, the same command continues with the remaining prompts.
 
-It differs from the paper's code in two ways:
+The main differences from the paper's code (README lists all):
 
 1) The questions of `open`, the prompt of `mcq` and the SSOT prompt are our own words.
-2) The logit KL covers 128 equally probable paths (--paths) in place of four random ones.
+2) The logit KL covers 128 paths at evenly spaced quantiles (--paths) instead of four random ones.
 
 This file does not score the draws; metrics.py does.
 """
@@ -67,7 +67,7 @@ AXES = {
     "mcq": Axis(1000, 256, "multiple-choice questions about medicine"),
 }
 
-# ---------------------------------------------------------------------- prompts without numbers
+# ------------------------------------------------------------------- prompts for open and mcq
 
 CATEGORIES = (
     "day of the week", "month", "color", "planet", "chemical element", "animal", "bird", "fish",
@@ -108,7 +108,7 @@ Explanation: <explanation>
 
 Keep a balance: A, B, C and D must be equally likely to be correct."""
 
-# String Seed of Thought (Misaki and Akiba, arXiv 2510.21150) trains nothing: this system prompt
+# String Seed of Thought (Misaki and Akiba, arXiv 2510.21150) needs no training: this system prompt
 # makes the model write a random string, reason from it, and then answer. Only what is between the
 # <answer> tags counts; metrics.tagged_answer finds it.
 SSOT = (
@@ -164,7 +164,7 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
         if not all(isinstance(text, str) for text in texts) or "draws" in row:
             raise distributions.InputError(
                 f"{files}: every id and prompt must be a string, and no row may have draws yet; "
-                f"the row {row['id']!r} breaks this rule"
+                f"the row {row['id']!r} is different"
             )
     if not rows:
         raise distributions.InputError(f"{files}: there are no prompts")
@@ -182,15 +182,16 @@ def logit_kl(
 ) -> tuple[float, float]:
     """KL(target || model) on a prompt's trie, and its form part (see below); nats per token.
 
-    prefix is the prompt, which the model has read. At each prefix of an answer we take the KL over
-    its children c, with p over the full vocabulary,
+    prefix is what trie.prefill returned for the prompt. At each point along an answer we take the
+    KL over the next tokens c, with p over the full vocabulary,
 
-        KL(prefix) = sum over c of  q(c) * (log q(c) - log p(c)),
+        KL = sum over c of  q(c) * (log q(c) - log p(c)),
 
-    average it over the prefixes of an output, and take the expectation over outputs drawn from the
-    target: over all of them, or over those at `paths` evenly spaced quantiles if there are more.
+    average it along the answer, and take the expectation over answers drawn from the target: over
+    all of them or, if there are more than `paths`, over those at `paths` evenly spaced quantiles.
 
-    It splits in two. Let m be the model's probability of all tokens that occur in the trie. Then
+    It splits in two. Let m be the model's total probability of the tokens that occur anywhere in
+    the trie. Then
 
         KL(q || p) = -log m + KL(q || p / m).
 
@@ -198,7 +199,7 @@ def logit_kl(
     *shape*: what is lost by preferring the wrong answers.
     """
     if len(tree.probs) <= paths:
-        leaves = np.flatnonzero(tree.probs)  # below a leaf of probability 0 targets would be 0/0
+        leaves = np.flatnonzero(tree.probs)  # else, some targets would be 0/0
         weights = tree.probs[leaves]
     else:
         quantiles = (np.arange(paths) + 0.5) / paths
@@ -218,7 +219,7 @@ def logit_kl(
         completions, tokens, q = (array.to(device) for array in arrays)
         log_p = trie.branch(model, prefix, completions).float().log_softmax(-1)  # (R, L, V)
 
-        # (R, L). Behind an answer's end q is 0, and so is the KL.
+        # (R, L). After the end of an answer, q is 0, and so is the KL.
         kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)
         log_m = log_p[..., vocabulary_of_trie].logsumexp(-1)
         form = -log_m * (completions != trie.PAD)
@@ -264,7 +265,7 @@ EXACT_MEASURES = {"numbers": exact_numbers, "open": exact_open}
 
 
 def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
-    """Answer several prompts together: their rows, with args.n draws each and exact measures."""
+    """Answer several prompts together. Returns their rows, with args.n draws and exact measures."""
     if not prompts:  # with several processes, one may get no prompts
         return []
     start = time.perf_counter()
@@ -310,7 +311,7 @@ def checksum(text: str) -> str:
 
 
 def draw(args, prompts: list[dict]) -> None:
-    """Ask a model all prompts and write the rows."""
+    """Put all prompts to a model and write the rows."""
     adapter = Path(args.adapter).resolve() if args.adapter else None
     if adapter:
         distributions.check_method(adapter.name)
@@ -328,12 +329,12 @@ def draw(args, prompts: list[dict]) -> None:
     inputs["model"] = trie.identity(args.model)
     if adapter:
         inputs["adapter"] = distributions.digest(adapter / "adapter_model.safetensors")
-    source["weights"] = checksum(inputs["model"])[:12]  # tells models of the same name apart
+    source["weights"] = checksum(inputs["model"])[:12]  # distinguishes models with the same name
 
     def answer_some(some: list[dict]) -> list[dict]:
         return [row | source for row in answer(model, tokenizer, end, some, args)]
 
-    together = max(1, args.rows // args.n)  # prompts that walk together
+    together = max(1, args.rows // args.n)  # prompts per call of trie.walk
     write_rows(Path(args.out), args, inputs, prompts, answer_some, together)
 
 
@@ -350,7 +351,7 @@ def write_rows(
 ) -> None:
     """Write answer_some(prompts) to a file, one row for each prompt, whole or not at all.
 
-    Finished rows wait in FILE.partial. The same command goes on from there; different options,
+    Finished rows wait in FILE.partial. The same command continues from there; different options,
     inputs or code are an error. Several processes, started by `accelerate launch`, each answer
     `together` prompts at a time, and only the main process writes files.
     """
@@ -383,10 +384,11 @@ def write_rows(
 def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, dict]:
     """The finished rows of an interrupted run, by id; none if this is a new run.
 
-    FILE.run.json keeps what a run depends on. Raises InputError if that has changed since.
+    numbers.run.json, beside numbers.jsonl, keeps what a run depends on. Raises InputError if that
+    has changed since.
     """
     record = out.with_name(f"{out.name.removesuffix('.jsonl')}.run.json")
-    # The inputs have checksums of what the first three name; the last two change no result.
+    # inputs has checksums for model, adapter and prompts; out and rows change no result.
     not_options = ("model", "adapter", "prompts", "out", "rows")
     options = {key: value for key, value in vars(args).items() if key not in not_options}
     scripts = (__file__, trie.__file__, distributions.__file__)
@@ -401,7 +403,7 @@ def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, d
     if differing:
         raise distributions.InputError(
             f"{partial} was made with different {' and '.join(differing)} (see {record}); "
-            "to start again, remove it"
+            f"to start again, remove {partial}"
         )
     # If the run was killed while it wrote, the last line is incomplete.
     whole_lines, newline, _ = partial.read_bytes().rpartition(b"\n")
@@ -434,11 +436,12 @@ def main() -> None:
         if name == "numbers":
             bins = distributions.MAX_BINS
             add("--bins", type=int, default=bins, help="outputs in the target's trie (%(default)s)")
-            add("--paths", type=int, default=128, help="paths of the logit KL (%(default)s)")
-        longest = f"cut an answer here ({axis.max_tokens}; with ssot {SSOT_MAX_TOKENS})"
+            add("--paths", type=int, default=128, help="paths used for the logit KL (%(default)s)")
+        longest = f"cut answers off after this many tokens ({axis.max_tokens}"
+        longest += f"; with ssot {SSOT_MAX_TOKENS})" if name in SSOT_WORDS else ")"
         add("--max-tokens", type=int, help=longest)
         add("--rows", type=int, help="at most this many draws at once (1024; 256 for long answers)")
-        add("--seed", type=int, default=0, help="for the draws (0)")
+        add("--seed", type=int, default=0, help="seed for the draws (0)")
         add("--out", required=True, help="JSONL file to write")
     args = parser.parse_args()
     if args.max_tokens is None:

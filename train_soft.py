@@ -9,13 +9,13 @@ To try it in seconds, use the embedded model and 64 prompts:
 
 The idea. A prompt asks for one random number from a known distribution. After every prefix of an
 answer ("", "3", "3.", "3.1", ...) we therefore know how probable each next token should be; the
-prefix trie in trie.py computes it. So there is no need to train on samples and wait for their
-frequencies to average out. We sample one answer, and at each of its prefixes we pull the model's
+prefix trie in trie.py computes it. So there is no need to train on samples and wait for the
+sampling noise to average out. We sample one answer, and at each of its prefixes we pull the model's
 whole next-token distribution towards the target, with KL(target || model) as the loss.
 
 The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts in batches of 32,
-which makes 189 steps, with LoRA on the attention projections. It differs from the paper's code in
-two ways:
+which makes 189 steps, with LoRA on the attention projections. The main differences from the paper's
+code (README lists all):
 
 1) Every family is spread evenly over an epoch. In the paper's code the small ones run out halfway.
 2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
@@ -50,7 +50,7 @@ DRAWS = 1  # sampled answers for each prompt, in each epoch
 BINS = 1001  # canonical outputs of a continuous distribution
 
 # ------------------------------------------------------------------------------- the objective
-# prepare() runs once for each prompt, collate() and loss() run at every step. Edit them.
+# prepare() runs once per prompt; collate() and loss() run at every step. Edit them.
 
 
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
@@ -112,7 +112,8 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def add_lora(model, seed: int):
     """Add the paper's LoRA adapter, ready to train.
 
-    PEFT keeps its weights in float32, even if the model is in bfloat16, so no small update is lost.
+    PEFT keeps the adapter's weights in float32, even if the model is in bfloat16, so that no small
+    update is lost.
     """
     torch.manual_seed(seed)  # for the adapter's initial weights, and for dropout
     lora = LoraConfig(
@@ -171,14 +172,14 @@ def main() -> None:
     add("--model", required=True, help="hub id or folder of a chat model")
     add("--data", required=True, help="prompts to train on (train.jsonl)")
     add("--out", required=True, help="folder for the adapter")
-    add("--batch", type=int, default=32, help="units (a prompt, its branches) in a step (32)")
+    add("--batch", type=int, default=32, help="units (a prompt and its branches) per step (32)")
     add("--epochs", type=int, default=EPOCHS, help="passes over the prompts (%(default)s)")
     add("--draws", type=int, default=DRAWS, help="answers per prompt and epoch (%(default)s)")
     add("--branches", type=int, default=1, help="answers that share one pass over their prompt (1)")
     add("--lr", type=float, default=2e-4, help="peak learning rate (2e-4)")
-    add("--accumulate", type=int, default=1, help="passes per step, to save memory (1)")
+    add("--accumulate", type=int, default=1, help="passes to split a step into, to save memory (1)")
     add("--limit", type=int, help="train on this many prompts only, evenly spaced")
-    add("--seed", type=int, default=0, help="for answers, batches and weights (0)")
+    add("--seed", type=int, default=0, help="seed for answers, batches and weights (0)")
     args = parser.parse_args()
 
     out = Path(args.out)
@@ -223,8 +224,9 @@ def main() -> None:
     # A run that was killed continues from its last checkpoint, and so does its log.
     inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     options = {k: v for k, v in vars(args).items() if k not in ("model", "data", "out")}
-    made = {"options": options, "script": distributions.digest(__file__), "processes": world}
-    made |= inputs
+    code = (__file__, trie.__file__, distributions.__file__)
+    made = {"options": options, "processes": world, **inputs}
+    made["code"] = [distributions.digest(file) for file in code]
     checkpoint = trie.Checkpoint(
         out / "checkpoint.pt", accelerator, made, trainable, optimizer, schedule
     )
@@ -252,7 +254,7 @@ def main() -> None:
             answers = answers_of(part)
             tensors = {k: v.to(accelerator.device) for k, v in collate(answers).items()}
 
-            # Read each prompt once, then all of its answers behind it, from the prompt's cache.
+            # Read each prompt once, then all its answers, continuing from the prompt's cache.
             prompts = [examples[unit.prompt]["prompt"] for unit in part]
             prefix = trie.prefill(model, prompts)
             logits = trie.branch(model, prefix, tensors["completions"])  # (R, L, V)
@@ -260,14 +262,14 @@ def main() -> None:
             weights = [answer["weight"] / total_weight for answer in answers]
             weights = torch.tensor(weights, device=accelerator.device)
             part_loss = (loss(logits, tensors) * weights).sum()
-            # subtle: DDP averages gradients over the processes; times `world` makes it a sum.
+            # subtle: DDP averages gradients over the processes; multiplying by `world` makes a sum.
             accelerator.backward(part_loss * world)
             step_loss += part_loss.detach()
 
         step_loss = float(accelerator.reduce(step_loss, "sum"))
         if not math.isfinite(step_loss):
             raise distributions.InputError(
-                f"the loss of step {number} is {step_loss}; remove {out} and lower --lr"
+                f"the loss of step {number} is {step_loss}; remove {out} and try a lower --lr"
             )
         optimizer.step()
         optimizer.zero_grad()

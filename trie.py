@@ -1,9 +1,9 @@
 r"""From answers to tokens: the prefix trie, chat prompts, and forward passes that share tokens.
 
-A tokenizer cuts "3.14159" into tokens, so the canonical outputs of a prompt form a trie: one leaf
-for each output, one edge for each token. Every output has a known probability; hence, after every
-prefix, so has every next token. Four outputs, with one token for each character and $ as the end
-token, give this trie:
+A tokenizer splits "3.14159" into tokens, so the canonical outputs of a prompt form a trie: one leaf
+for each output, one edge for each token. Every output has a known probability, so the probability
+of each next token is known after every prefix, too. Four outputs, with one token for each character
+and $ as the end token, give this trie:
 
             next token, with its target
     ""  ->  1   .6   ->  $  1/6          the output "1"  has probability .1
@@ -19,8 +19,8 @@ outputs that begin with s:
 
 The file has five parts: the trie; chat prompts; forward passes that read shared tokens only once
 (`prefill` and `branch` for training and scoring, `walk` for drawing); loading and saving; and the
-special cases of single models. To learn the idea, read the first three. This is a library, without
-a command. It knows nothing about families, objectives or axes.
+special cases of particular models. To learn the idea, read the first three. This is a library with
+no command line. It knows nothing about families, objectives or axes.
 """
 
 import copy
@@ -98,11 +98,13 @@ class Trie:
     def path_targets(self, leaf: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The target after each prefix of a leaf: the next tokens (C,) and their q (C,)."""
         targets = []
-        low, high = 0, len(self.tokens)  # invariant: the leaves low..high-1 share the prefix so far
+        # Invariant: low..high-1 are exactly the leaves that begin with the prefix so far, ours
+        # among them. At first the prefix is empty.
+        low, high = 0, len(self.tokens)
         for depth in range(self.lengths[leaf]):
-            # The leaves' next tokens are sorted, so equal tokens form a run. Position 0 starts one,
-            # since PAD differs from every token; and this column has no PAD, since the prefix does
-            # not contain the end token yet.
+            # The leaves' next tokens are sorted, so equal tokens form a run. prepend=PAD makes
+            # position 0 a start, because no token equals PAD. The column itself has no PAD: the
+            # prefix does not include the end token, so every leaf has a next token.
             column = self.tokens[low:high, depth]
             starts = np.flatnonzero(np.diff(column, prepend=PAD))
             mass = np.add.reduceat(self.probs[low:high], starts)  # sums from each start to the next
@@ -116,8 +118,8 @@ class Trie:
     def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
         """The leaf at each quantile of the target, in [0, 1). Same shape as quantiles.
 
-        A uniformly random quantile gives each leaf with its own probability (inverse-CDF sampling).
-        The leaves are in the order of their tokens, not of their values.
+        A uniformly random quantile selects each leaf with its own probability (inverse-CDF
+        sampling). The leaves are in the order of their tokens, not of their values.
         """
         cumulative = np.cumsum(self.probs)
         leaves = np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
@@ -149,13 +151,14 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
     """The KL divergence that a perfect sampler would have on the trie, in nats per token.
 
     It is not zero. The trie keeps 1001 of perhaps a million numbers, so after a few digits it is
-    certain of the rest: it gives the only digit that is left probability 1. A perfect sampler gives
-    that digit about 1/10, for which the KL charges log 10.
+    certain of the rest: it gives probability 1 to the only digit left. A perfect sampler gives that
+    digit about 1/10, for which the KL charges log 10.
 
-    The KL of a prefix is the expected log-ratio log q(token) / p(token) of the token that follows.
-    Along the path of an output x these ratios telescope:
+    Let p be the perfect sampler's next-token probabilities. The KL at a prefix is the expectation
+    of log(q(token) / p(token)) over the next token. Along the path of an output x these log-ratios
+    telescope:
 
-        sum over the prefixes of x of  log q(token) / p(token)  =  log q(x) / perfect(x)
+        sum over the prefixes of x of  log(q(token) / p(token))  =  log(q(x) / perfect(x))
 
     Averaged over the path's tokens, and then over outputs drawn from q, they make the floor:
 
@@ -163,11 +166,11 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
 
     This is exact if all outputs have the same length; otherwise it agrees to five digits with a
     perfect sampler computed by brute force (tests/test_trie.py). It is what a perfect *sampler*
-    scores, and not the smallest possible KL: a model that has learned which 1001 numbers the trie
-    keeps scores less, while its draws are no better.
+    scores, not the smallest possible KL: a model that has learned which 1001 numbers the trie keeps
+    scores lower, although its draws are no better.
 
     probs (N,): q of each leaf; perfect (N,): the probability that a perfect sampler prints exactly
-    this text (distributions.canonical_outputs); lengths (N,): tokens of each leaf.
+    this string (distributions.canonical_outputs); lengths (N,): tokens of each leaf.
 
     >>> q, perfect = np.array([0.5, 0.5]), np.array([0.25, 0.25])
     >>> round(kl_floor(q, perfect, lengths=np.array([4, 4])), 3)    # log(2) / 4
@@ -190,7 +193,7 @@ def decode(tokenizer, ids: list[int]) -> str:
 
 
 def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -> str:
-    """Write messages in the model's chat template. Raises InputError if the template cannot."""
+    """Write messages in the model's chat template. Raises InputError if it cannot render them."""
     options["enable_thinking"] = thinking  # Qwen3's; a template ignores what it does not know
     options["reasoning_effort"] = "low"  # gpt-oss's
     try:
@@ -203,7 +206,7 @@ def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -
 def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -> list[int]:
     """The token ids of a user's prompt, up to the point where the assistant's answer begins.
 
-    With `thinking`, a model that can think begins with its thoughts there.
+    With `thinking`, a reasoning model starts by thinking there.
     """
     user = {"role": "user", "content": prompt}
     messages = [{"role": "system", "content": system}, user] if system else [user]
@@ -212,7 +215,7 @@ def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -
     except InputError:
         if not system:
             raise
-        # Some templates have no system prompt, so it becomes a part of the user's message.
+        # Some templates have no system prompt, so it becomes part of the user's message.
         return chat_ids(tokenizer, f"{system}\n\n{prompt}", thinking=thinking)
     if not thinking:
         text = open_final_channel(text)
@@ -243,7 +246,7 @@ def end_token(tokenizer) -> int:
 
 
 def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
-    """Turn N texts into completions: each text's tokens, the end token, then PAD. (N, W) int32.
+    """Turn N strings into completions: each string's tokens, the end token, then PAD. (N, W) int32.
 
     >>> _, tokenizer, end = load("tests/tiny")
     >>> [len(row[row != PAD]) for row in encode(tokenizer, ["0.5", "12"], end)]
@@ -260,7 +263,8 @@ def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
     tokens = np.full((len(lengths), lengths.max()), PAD, np.int32)
     tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = ids  # fills row by row
 
-    # Comparing one text with its own encoding tells whether the end token really separates them.
+    # Check that the last text is encoded as it would be alone; otherwise the end token does not
+    # really separate the texts.
     last = tokens[-1, : lengths[-1]].tolist()
     if len(lengths) != len(texts) or last != [*encode_one(tokenizer, texts[-1]), end]:
         raise InputError(
@@ -287,7 +291,7 @@ class Prefix(NamedTuple):
     def fork(self, rows: torch.Tensor) -> "Prefix":
         """A new Prefix, whose row i continues this one's row rows[i]. Gradients flow through it."""
         cache = copy.copy(self.cache)
-        # Copying the layer objects, but not their tensors, leaves this Prefix as it is.
+        # Copy the layer objects but not their tensors, so that this Prefix stays unchanged.
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:
             # Like cache.batch_select_indices, but index_select is faster than indexing.
@@ -307,7 +311,7 @@ def extend(
     mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = model(
-        input_ids=tokens.clamp(min=0),  # PAD is no token id; what is masked may be any token
+        input_ids=tokens.clamp(min=0),  # PAD is not a token id; masked positions may hold any
         attention_mask=mask,
         position_ids=positions[:, -tokens.shape[1] :],
         past_key_values=prefix.cache,
@@ -321,15 +325,16 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     """Read B prompts, one in each row of the Prefix.
 
     What all prompts begin with (the chat header, "Generate exactly ONE random number from a") is
-    read only once, in a batch of one row, from which all rows fork. The rest of each is padded on
-    the left, so that all prompts end in the same column:
+    read only once, in a batch of one row, from which all rows fork (but not by models with a
+    sliding window). The rest of each is padded on the left, so that all prompts end in the same
+    column:
 
         head ... head  PAD  PAD  Gaussian ...
         head ... head  Beta-Binomial      ...
     """
     head = []
     if len(prompts) > 1 and not slides_window(model):
-        # commonprefix works on any sequences. [:-1]: each prompt keeps at least one token to read.
+        # commonprefix works on any sequences, not only paths. [:-1] leaves every prompt a token.
         head = os.path.commonprefix([prompt[:-1] for prompt in prompts])
     rests = [prompt[len(head) :] for prompt in prompts]
     width = max(len(rest) for rest in rests)
@@ -345,11 +350,12 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
 
 
 def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
-    """The logits of K completions behind each of the prefix's B rows: (B*K, L, V).
+    """The logits of K completions after each of the prefix's B rows: (B*K, L, V).
 
     completions (B*K, L): a row's K completions are adjacent; PAD follows short ones. Position t of
     the result predicts token t of the completion. The logits and their gradients equal, up to
-    rounding, those of B*K whole rows, each a prompt with its completion.
+    rounding, those of B*K whole rows, each holding a prompt and its completion. (In training, a
+    prompt's completions also share its dropout masks.)
     """
     count, length = completions.shape
     per_row = count // len(prefix.mask)
@@ -358,20 +364,20 @@ def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
     first = forked.logits[:, None]  # token 0 is predicted by the prompt's last token
     if length == 1:
         return first
-    # Without PAD no mask is needed behind the prompts. What a short row reads after its end is
-    # some token or other; its logits there are never used.
+    # clamp turns PAD into token 0, so that no mask is needed after the prompts. Past its end, a
+    # short row reads meaningless tokens, but their logits are never used.
     _, others = extend(model, forked, completions[:, :-1].clamp(min=0))
     return torch.cat([first, others], 1)
 
 
 def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Draw the next token of each of m draws, at temperature 1 over the full vocabulary: (m,).
+    """Choose the next token for each of m draws, at temperature 1 over the full vocabulary: (m,).
 
     logits (R, V): one distribution for each row; row_of (m,): the row that each draw is at;
     uniform (m,): each draw's own random number in [0, 1).
 
     This is inverse-CDF sampling: the token where the cumulative distribution passes the random
-    number. Adding r to row r makes one increasing sequence of all rows, which is searched at once.
+    number. Adding r to row r turns all rows into one increasing sequence, so one search covers all.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
     cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
@@ -388,7 +394,7 @@ def walk(
     uniform: np.ndarray,
     rows: int = 1024,
 ) -> list[list[int]]:
-    """Draw n answers to each of B prompts, reading every prefix that draws share only once.
+    """Draw n answers to each of B prompts, reading each shared prefix only once.
 
     A thousand draws of a number start with the same few characters. So we keep one row of the
     batch for each *distinct* prefix, and remember which row each draw is at:
@@ -397,12 +403,12 @@ def walk(
         step 1    row 0: "1"   row 1: "3"          612 draws at row 0, 388 at row 1
         step 2    row 0: "1."  row 1: "12"  ...    and so on, until every draw has ended
 
-    A thousand draws therefore cost what their distinct prefixes cost.
+    A thousand draws therefore cost only as much as their distinct prefixes.
 
     uniform (B * n, T) holds each draw's random numbers; a prompt's n draws are adjacent.
-    A draw uses only its own numbers, so its answer does not depend on which others it walks with.
-    At most `rows` draws, and so at most that many rows of the batch, walk at once, to limit memory;
-    only floating-point rounding depends on it.
+    A draw uses only its own numbers, so its answer does not depend on which other draws are made
+    with it. To limit memory, at most `rows` draws (so at most `rows` rows of the batch) are in
+    progress at once. This changes results only by floating-point rounding.
 
     Returns each draw's tokens, in order. An answer ends with one of `ends`, or after T tokens.
     """
@@ -432,8 +438,8 @@ def walk(
             if len(alive) == 0 or t + 1 == numbers.shape[1]:
                 break
 
-            # Every distinct (row, token) becomes a row: its parent's cache, and the token. unique()
-            # works on single integers, so the pair is packed into one.
+            # Every distinct (row, token) becomes a new row: the parent row's cache plus the token.
+            # unique() works on single integers, so the pair is packed into one.
             pairs, row_of = torch.unique(row_of * vocabulary + token, return_inverse=True)
             parents, next_tokens = pairs // vocabulary, pairs % vocabulary
             prefix, _ = extend(model, prefix.fork(parents), next_tokens[:, None])
@@ -453,7 +459,7 @@ warnings.filterwarnings(
 
 
 def processes() -> PartialState:
-    """This process's place among those that `accelerate launch` started; by default, alone."""
+    """This process's place among those that `accelerate launch` started, or the only process."""
     patience = datetime.timedelta(weeks=1)  # how long to wait for a slower process
     return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
 
@@ -462,8 +468,9 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
     """Load a chat model: (model, tokenizer, end), with a PEFT adapter if one is given.
 
     name is a hub id or a folder. The model is in eval mode, in bfloat16 on a GPU and in float32 on
-    a CPU, where bfloat16 is slow. `end` is its end token; an answer ends there or at any other of
-    model.generation_config.eos_token_id. Raises InputError if the model or adapter cannot be used.
+    a CPU, where bfloat16 is slow. `end` is its end token; an answer ends there or at any other
+    token in model.generation_config.eos_token_id. Raises InputError if the model or adapter cannot
+    be used.
     """
     device = processes().device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -477,10 +484,10 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
         raise InputError(f"cannot load the model {name!r}: {error}") from None
     missing = sorted(info["missing_keys"])
     if missing:
-        raise InputError(f"{name!r} lacks {len(missing)} of its weights, such as {missing[0]}")
+        raise InputError(f"{name!r} is missing {len(missing)} weights, such as {missing[0]}")
 
-    # subtle: the checkpoint's other settings are dropped. Whoever calls model.generate() would
-    # otherwise sample with its top_k and penalties, and not from the model's own distribution.
+    # subtle: the checkpoint's other settings are dropped. Otherwise model.generate() would sample
+    # with its top_k and penalties instead of from the model's own distribution.
     end = end_token(tokenizer)
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {end}
@@ -493,20 +500,20 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
 
 
 def identity(name: str) -> str:
-    """What a model is, wherever it is stored: the checksums of its files, or its hub id."""
+    """Identifies a model, wherever it is stored: the checksums of its files, or its hub id."""
     suffixes = (".json", ".jinja", ".safetensors")
     files = [path for path in sorted(Path(name).glob("*")) if path.suffix in suffixes]
     return " ".join(digest(path) for path in files) or name
 
 
 def load_adapter(model, name: str, adapter: Path):
-    """Put a trained adapter on the model `name`. Raises InputError if it does not belong there."""
+    """Load a trained adapter into the model `name`. Raises InputError if it does not fit."""
     try:
         base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         record = adapter / "run.json"
         trained_on = json.loads(record.read_text())["identity"] if record.exists() else base
         if trained_on not in (name, identity(name)):
-            raise ValueError(f"it was trained on {base!r}, or on other weights of that name")
+            raise ValueError(f"it was trained on {base!r}, or on other weights with that name")
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"the adapter {adapter} does not fit {name!r}: {error}") from None
@@ -519,14 +526,16 @@ def load_adapter(model, name: str, adapter: Path):
         with model.disable_adapter():
             plain = model(input_ids=probe).logits
     if not adapted.isfinite().all():
-        raise InputError(f"the adapter {adapter} gives infinite logits: its training diverged")
+        raise InputError(
+            f"the adapter {adapter} gives logits that are not finite: its training diverged"
+        )
     if torch.equal(adapted, plain):
         raise InputError(f"the adapter {adapter} changes nothing: it is untrained or did not load")
     return model
 
 
 def save_adapter(accelerator, model, out: Path) -> None:
-    """Write an adapter: first its weights, then its config, whose presence says it is finished."""
+    """Write an adapter: its weights, then its config, whose presence marks it as finished."""
     weights = accelerator.get_state_dict(model)  # every process may hold a part of them
     if not accelerator.is_main_process:
         return
@@ -541,11 +550,11 @@ def save_adapter(accelerator, model, out: Path) -> None:
 
 
 class Checkpoint:
-    """The state of a training run in one file, from which it continues after a kill.
+    """The state of a training run in one file, from which it resumes after being killed.
 
-    The result is the same to the last byte as without the kill. `made` describes the run (options,
-    data, script); a checkpoint of a different run is an error. Dropout needs the states of the
-    random number generators, one for each process.
+    The adapter is byte-identical to that of an uninterrupted run. `made` describes the run
+    (options, inputs, code, number of processes); a checkpoint of a different run is an error. The
+    random states of all processes are saved too, because dropout uses them.
     """
 
     def __init__(self, path: Path, accelerator, made: dict, trainable: list, optimizer, schedule):
@@ -576,7 +585,7 @@ class Checkpoint:
         return state["step"]
 
     def save_if_due(self, step: int, end_of_epoch: bool) -> None:
-        """Keep the state if the epoch ends here, or if five minutes have passed."""
+        """Save the state if the epoch ends here, or if five minutes have passed."""
         due = end_of_epoch or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
         (due,) = broadcast_object_list([due])  # clocks differ; the main process decides
         if not due:
@@ -617,7 +626,7 @@ def device_name() -> str:
     return names[0] if names else platform.machine()
 
 
-# ------------------------------------------------------------- special cases of single models
+# --------------------------------------------------------- special cases of particular models
 # The functions above call these. A new model may need one more.
 
 DATE = datetime.date(2024, 7, 26)
@@ -625,11 +634,11 @@ DATE = datetime.date(2024, 7, 26)
 
 def pin_date(template: str) -> dict:
     """Options that give a template a fixed date. Llama 3.2 and gpt-oss print today's date, so their
-    results would change overnight.
+    results would change from day to day.
 
-    Llama takes a date_string. gpt-oss calls the function strftime_now. transformers passes no
-    functions to a template, so we put a macro of that name in front of it, which replaces one code
-    after the other: {{ format.replace('%d', '26').replace('%m', '07') ... }}
+    Llama takes a date_string. gpt-oss calls the function strftime_now. We define a macro of that
+    name in front of the template; it replaces the format codes one by one:
+    {{ format.replace('%d', '26').replace('%m', '07') ... }}
     """
     replacements = [
         f".replace('{code}', '{DATE.strftime(code)}')" for code in "%d %m %b %B %y %Y".split()
@@ -641,13 +650,13 @@ def pin_date(template: str) -> dict:
 
 
 def open_final_channel(text: str) -> str:
-    """gpt-oss first chooses a channel, since it may think; we open the channel of the answer."""
+    """gpt-oss first chooses a channel, as it may want to think; we open the answer's channel."""
     is_gpt_oss = text.endswith("<|start|>assistant")
     return text + "<|channel|>final<|message|>" if is_gpt_oss else text
 
 
 def dequantize(config) -> dict:
-    """gpt-oss stores its experts in four bits, which have no gradients; we load them expanded."""
+    """gpt-oss stores its experts in four bits, which cannot carry gradients; we dequantize them."""
     quantization = getattr(config, "quantization_config", None) or {}
     if quantization.get("quant_method") == "mxfp4":
         return {"quantization_config": Mxfp4Config(dequantize=True)}
@@ -655,8 +664,8 @@ def dequantize(config) -> dict:
 
 
 def slides_window(model) -> bool:
-    """Gemma 3 and gpt-oss attend to a sliding window, which counts places in the cache. Padding
-    between a shared head and the rest of a prompt would push tokens out of the window.
+    """Gemma 3 and gpt-oss use sliding-window attention, and the window is measured in positions of
+    the cache. Padding between a shared head and the rest of a prompt would push tokens out of it.
     """
     model = getattr(model, "module", model)  # with several processes, the model is wrapped
     config = model.config.get_text_config()
@@ -664,5 +673,5 @@ def slides_window(model) -> bool:
 
 
 def vision_modules(model) -> str | None:
-    """Gemma 3 (4B and larger) also has vision layers; a pattern of the modules LoRA should skip."""
+    """Gemma 3 (4B and larger) also has vision layers: a pattern for what LoRA should skip."""
     return ".*vision_tower.*" if hasattr(model.config, "vision_config") else None

@@ -279,7 +279,7 @@ def test_every_prompt_has_canonical_outputs():
 def test_the_lattice_is_what_can_be_printed():
     """A value is k / unit, for integers k from first to last; cdf(k) is the probability up to k."""
     lattice = distributions.lattice(target("binomial", n=2, p=0.5))
-    assert (lattice.unit, lattice.first, lattice.last) == (1, 0, 2)
+    assert (lattice.scale, lattice.first, lattice.last) == (1, 0, 2)
     assert [float(lattice.cdf(k)) for k in (-1, 0, 1, 2)] == pytest.approx([0, 0.25, 0.75, 1])
 
     # The quantiles .001 and .999 cut 0 and .001 off.

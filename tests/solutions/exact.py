@@ -65,7 +65,7 @@ def next_masses(row: dict, prefixes: list[str]) -> np.ndarray:
     """The mass of each of CHARACTERS behind each of P prefixes and, last, of the end. (P, 13)"""
     lattice = distributions.lattice(row)
     discrete = distributions.is_discrete(row)
-    decimals = len(str(lattice.unit)) - 1
+    decimals = len(str(lattice.scale)) - 1
 
     # Several ranges may belong to one prefix: "1" begins 1, but also 10 to 19, and so on.
     longer = [prefix + character for prefix in prefixes for character in CHARACTERS]
@@ -82,7 +82,7 @@ def next_masses(row: dict, prefixes: list[str]) -> np.ndarray:
     values = []
     for prefix in prefixes:
         complete = number.fullmatch(prefix)
-        values.append(round(float(prefix) * lattice.unit) if complete else outside)
+        values.append(round(float(prefix) * lattice.scale) if complete else outside)
     values = np.array(values)
     return np.column_stack([masses, mass(lattice, values, values)])
 
