@@ -118,7 +118,7 @@ def test_files_made_with_other_settings_are_an_error(tmp_path):
     assert script("distributions.py", "--out", tmp_path).returncode == 0
     before = (tmp_path / "train.jsonl").read_bytes()
     line = complaint(distributions, "--out", tmp_path, "--decimals", 2)
-    assert_mentions(line, "unseen.jsonl", "already", "other prompts")
+    assert_mentions(line, "unseen.jsonl", "already", "different prompts")
     assert (tmp_path / "train.jsonl").read_bytes() == before
 
     assert script("distributions.py", "--out", tmp_path / "two", "--decimals", 2).returncode == 0
@@ -587,9 +587,9 @@ TOSS = {
         ({"probs": [1.0]}, ("outputs", "probs")),
         ({"outputs": ["heads", "heads"]}, ("outputs", "different")),
         ({"outputs": ["heads"], "probs": [1]}, ("outputs", "two or more")),
-        ({"outputs": [1, 2]}, ("outputs", "text")),
+        ({"outputs": [1, 2]}, ("outputs", "string")),
         ({"outputs": ["heads", "tails "]}, ("outputs", "space")),
-        ({"prompt": 5}, ("prompt", "text")),
+        ({"prompt": 5}, ("prompt", "string")),
         ({"id": "a"}, ("id 'a'", "already", ":1")),
     ],
 )

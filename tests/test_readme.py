@@ -127,8 +127,8 @@ def test_the_costs_of_a_fork_show_its_own_options(tmp_path):
     assert cells_of(line) == ["tiny", "mine", "3", "2 min", options, hardware]
 
 
-@pytest.mark.parametrize("trainer", [train_soft, train_hard])
-def test_the_paper_s_options_are_the_trainers_defaults(trainer, monkeypatch):
+@pytest.mark.parametrize("method, trainer", [("soft", train_soft), ("hard", train_hard)])
+def test_the_paper_s_options_are_the_trainers_defaults(method, trainer, monkeypatch):
     parsers = []
 
     def stop(parser):
@@ -138,15 +138,15 @@ def test_the_paper_s_options_are_the_trainers_defaults(trainer, monkeypatch):
     monkeypatch.setattr(distributions.Parser, "parse_args", stop)
     with pytest.raises(KeyboardInterrupt):
         trainer.main()
-    expected = readme.DEFAULTS | readme.DEFAULTS_OF_METHOD[trainer.METHOD]
+    expected = readme.DEFAULTS | readme.DEFAULTS_OF_METHOD[method]
     names = ("batch", "epochs", "draws", "branches", "lr", "seed")
     defaults = {name: parsers[0].get_default(name) for name in names}
     assert defaults == expected
 
     paths = {"model": "m", "data": "d", "out": "o", "accumulate": 4, "limit": None}
-    assert readme.options(trainer.METHOD, defaults | paths) == "the paper's"
+    assert readme.options(method, defaults | paths) == "the paper's"
     changed = defaults | paths | {"seed": 1, "limit": 64}
-    listed = readme.options(f"{trainer.METHOD}-s1", changed).split(", ")
+    listed = readme.options(f"{method}-s1", changed).split(", ")
     assert sorted(listed) == ["limit 64", "seed 1"]
 
 

@@ -33,7 +33,7 @@ HEADLINE = (
     "norm. W1 (unseen, held-out)",
     "excess KL (unseen, held-out)",
     "unique open answers",
-    "TV of the right answer's place",
+    "TV of the correct option",
 )
 SPLITS = ("unseen", "ood")
 
