@@ -199,6 +199,11 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="no")
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
+    inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
+    checkpoint_file = out / "checkpoint.pt"
+    if main_process and not checkpoint_file.exists():
+        trie.write_run(out / "run.json", args, **inputs)
+
     # Sample every answer before the first step. Each prompt has a random stream of its own, so
     # its answers do not depend on the order of work.
     examples = []
@@ -222,17 +227,13 @@ def main() -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # A run that was killed continues from its last checkpoint, and so does its log.
-    inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     options = {k: v for k, v in vars(args).items() if k not in ("model", "data", "out")}
     code = (__file__, trie.__file__, distributions.__file__)
     made = {"options": options, "processes": world, **inputs}
     made["code"] = [distributions.digest(file) for file in code]
-    checkpoint = trie.Checkpoint(
-        out / "checkpoint.pt", accelerator, made, trainable, optimizer, schedule
-    )
+    checkpoint = trie.Checkpoint(checkpoint_file, accelerator, made, trainable, optimizer, schedule)
     finished = checkpoint.load()
     if main_process:
-        trie.write_run(out / "run.json", args, **inputs)
         kept = (out / "log.jsonl").read_text().splitlines(True)[:finished] if finished else []
         distributions.write_text(out / "log.jsonl", "".join(kept))
 

@@ -25,6 +25,7 @@ no command line. It knows nothing about families, objectives or axes.
 
 import copy
 import datetime
+import io
 import json
 import os
 import platform
@@ -597,8 +598,10 @@ class Checkpoint:
             state["weights"] = [parameter.detach() for parameter in self.trainable]
             state["optimizer"] = self.optimizer.state_dict()
             state["schedule"] = self.schedule.state_dict()
+            buffer = io.BytesIO()  # torch.save to a file would not say that the disk is full
+            torch.save(state, buffer)
             temporary = self.path.with_suffix(".tmp")
-            torch.save(state, temporary)
+            temporary.write_bytes(buffer.getbuffer())
             os.replace(temporary, self.path)
         self.saved_at = time.monotonic()
 

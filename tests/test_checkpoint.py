@@ -101,7 +101,7 @@ def test_it_is_saved_at_the_end_of_an_epoch_and_every_five_minutes(data, tmp_pat
     assert saved == [3, 4, 7, 8]
 
 
-@pytest.mark.parametrize("changed", ["options", "data", "script", "identity"])
+@pytest.mark.parametrize("changed", ["options", "data", "code", "identity"])
 def test_a_checkpoint_of_another_training_is_an_error(changed, data, tmp_path, monkeypatch):
     out = tmp_path / "soft"
     train_until(2, True, train_soft, options(data, out))
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_training_is_an_error(changed, data, tmp_path, m
         lines = (data / "train.jsonl").read_text().splitlines(True)
         (tmp_path / "train.jsonl").write_text("".join(lines[1:]))
         arguments += ["--data", tmp_path / "train.jsonl"]
-    if changed == "script":
+    if changed == "code":
         shutil.copy(ROOT / "train_soft.py", tmp_path / "other.py")
         (tmp_path / "other.py").open("a").write("# another script\n")
         monkeypatch.setattr(train_soft, "__file__", str(tmp_path / "other.py"))
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_training_is_an_error(changed, data, tmp_path, m
         arguments += ["--model", tmp_path / "tiny"]
     before = (out / "checkpoint.pt").read_bytes(), (out / "log.jsonl").read_bytes()
     line = complaint(train_soft, *arguments)
-    assert "checkpoint.pt" in line and f"other {changed}" in line and str(out) in line
+    assert "checkpoint.pt" in line and f"different {changed}" in line and str(out) in line
     assert before == ((out / "checkpoint.pt").read_bytes(), (out / "log.jsonl").read_bytes())
 
 

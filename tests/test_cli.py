@@ -385,10 +385,10 @@ def test_sampling_that_was_killed_midway_ends_the_same(kind, prompts, tmp_path):
 
     before = partial.read_bytes()
     line = complaint(sample, *arguments, "--seed", 5)
-    assert_mentions(line, partial, "other options", record)
+    assert_mentions(line, partial, "different options", record)
     elsewhere = record.rename(tmp_path / "elsewhere")
     line = complaint(sample, *arguments)
-    assert_mentions(line, partial, "other options", record)
+    assert_mentions(line, partial, "different options", record)
     elsewhere.rename(record)
     assert partial.read_bytes() == before
 
@@ -416,11 +416,11 @@ def test_rows_of_other_inputs_or_other_code_are_never_mixed(adapters, prompts, t
         [*both, "--adapter", adapters["soft"]],
         [*both, "--model", changed],
     ):
-        assert_mentions(complaint(sample, *flags, *other), partial, "other inputs", record_file)
+        assert_mentions(complaint(sample, *flags, *other), partial, "different inputs", record_file)
 
     record = json.loads(record_file.read_text())
     record_file.write_text(json.dumps(record | {"code": "of another day"}))
-    assert_mentions(complaint(sample, *flags, *both), partial, "other code", record_file)
+    assert_mentions(complaint(sample, *flags, *both), partial, "different code", record_file)
     record_file.write_text(json.dumps(record))
     assert partial.read_text() == kept
     assert not out.exists()
@@ -556,7 +556,7 @@ def test_an_adapter_is_not_overwritten(adapters, data, module):
     out = adapters["soft"]
     before = (out / "run.json").read_bytes()
     line = complaint(module, "--model", TINY, "--data", data / "train.jsonl", "--out", out)
-    assert_mentions(line, out / "adapter_config.json", "already", f"remove {out} ")
+    assert_mentions(line, out / "adapter_config.json", "already", f"remove {out}")
     assert (out / "run.json").read_bytes() == before
 
 
@@ -565,7 +565,7 @@ def test_rows_inputs_and_folders_are_not_overwritten(prompts, tmp_path):
     rows = draw(tmp_path / "rows.jsonl", *flags)
     for out in (tmp_path / "rows.jsonl", prompts[0], tmp_path):
         line = complaint(sample, *flags, "--model", TINY, "--out", out)
-        assert_mentions(line, f"{out} ", "already", f"remove {out} ")
+        assert_mentions(line, f"{out} ", "already", f"remove {out}")
     assert distributions.read_rows([tmp_path / "rows.jsonl"]) == rows
     assert len(distributions.read_rows(prompts)) == 4
 
@@ -574,7 +574,7 @@ def test_prompts_are_not_overwritten_with_others(prompts, tmp_path):
     rows = distributions.read_rows(prompts)
     file = write_rows(tmp_path / "data" / "ood.jsonl", rows)
     line = complaint(distributions, "--out", tmp_path / "data")
-    assert_mentions(line, file, "already", "other prompts")
+    assert_mentions(line, file, "already", "different prompts")
     assert distributions.read_rows([file]) == rows
 
 
@@ -704,7 +704,7 @@ BAD_FILES = {  # what is wrong -> the file's text, the facts that the error stat
         json.dumps(COUNT | {"params": {}}),
         ["f.jsonl:1: ", "poisson", "parameters lambda"],
     ),
-    "a number as the id": (json.dumps(COUNT | {"id": 7}), ["f.jsonl:1: ", "id must", "text"]),
+    "a number as the id": (json.dumps(COUNT | {"id": 7}), ["f.jsonl:1: ", "id must", "string"]),
     "an output twice": (
         json.dumps(COIN | {"outputs": ["1", "1"]}),
         ["f.jsonl:1: ", "outputs", "different"],

@@ -381,7 +381,7 @@ def test_a_partial_result_of_other_judges_is_kept_and_is_an_error(copied, judges
     made = json.loads(record.read_text())
     made["inputs"]["reward"] = "another"
     record.write_text(json.dumps(made))
-    assert "was made with other inputs" in judge(copied, judges, complaint)
+    assert "was made with different inputs" in judge(copied, judges, complaint)
     assert partial.exists()
 
 
@@ -418,7 +418,7 @@ def test_methods_that_were_asked_different_prompts_are_an_error(untouched, judge
     answers = untouched / "base" / "novelty.jsonl"
     write_text(answers, to_jsonl(read_rows([answers])[:1]))
     line = judge(untouched, judges, complaint)
-    assert "was asked of soft and not of base" in line
+    assert "was asked of soft but not of base" in line
     assert "wildchat-0" in line
 
 
