@@ -75,7 +75,7 @@ def plan(folder: Path, *goals: str, **variables: str) -> list[str]:
 def would_make(folder: Path, *goals: str, **variables: str) -> list[str]:
     """The files and folders that make would have made, but for the tables, sorted by name."""
     lines = plan(folder, *goals, **variables)
-    return sorted(line.split(" --out ")[1] for line in lines if not line.startswith("metrics.py"))
+    return sorted({line.split(" --out ")[1] for line in lines if not line.startswith("metrics.py")})
 
 
 def complaints(result: subprocess.CompletedProcess) -> list[str]:
@@ -388,7 +388,7 @@ def test_every_method_has_its_own_file_and_flags(empty_kit):
             rows.append(file)
 
     *stages, tables = lines
-    assert sorted(stages) == sorted(expected)
+    assert set(stages) == set(expected)
     assert tables == (
         f"metrics.py {' '.join(rows)} --out runs/y/scores.jsonl --report runs/y/report.md"
     )
