@@ -54,12 +54,12 @@ reproduce: $(ROWS)
 define once
 @mkdir -p $(@D); \
 today=$$(echo '$(strip $1)' | awk '{ gsub(/ --/, "\n--"); print }'; \
-         cksum $(filter-out FORCE,$^) $(wildcard $2) </dev/null); \
+         cksum $(filter-out FORCE,$^) $(wildcard $(subst =, ,$2)) </dev/null); \
 if [ ! -e $@ ]; then \
   echo "$$today" > $@.made; trap : INT; \
   $(LAUNCH) $1; status=$$?; [ -e $@ ] || rm -f $@.made; exit $$status; \
-elif [ "$$today" != "$$(cat $@.made)" ]; then \
-  changes=$$(echo "$$today" | diff $@.made - | sed -n 's/^< /then: /p; s/^> /now: /p'); \
+elif [ "$$today" != "$$(cat $@.made 2>&1)" ]; then \
+  changes=$$(echo "$$today" | diff $@.made - 2>&1 | sed -n 's/^< /then: /p; s/^> /now: /p'); \
   echo "$@ was made with other settings." $$changes "To redo it, remove $(strip $3)" >&2; exit 1; \
 fi
 endef
@@ -71,10 +71,10 @@ $(DATA)/unseen.jsonl $(DATA)/ood.jsonl: $(DATA)/train.jsonl ;
 
 $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl FORCE | $(FIRST)
 	$(call once, train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl \
-	  --seed $(SEED) $(FLAGS) $(FLAGS_$*) --out $(@D),, $(@D))
+	  --seed $(SEED) $(FLAGS) $(FLAGS_$*) --out $(@D), $(FLAGS) $(FLAGS_$*), $(@D))
 
 # Rows of a trained method need its adapter; base and prompted methods use the model as is. Here $*
-# is the method and $1 the axis; files that FLAGS_<axis> names are checksummed, too. An example:
+# is the method and $1 the axis; files that FLAGS name are checksummed, too. An example:
 #   sample.py open --model tests/tiny --adapter runs/tiny/soft --seed 0 --out runs/tiny/soft/...
 $(foreach axis,$(AXES),$(foreach m,$(TRAINED),\
   $(eval $(RUN)/$m/$(axis).jsonl: $(RUN)/$m/adapter_config.json)))
