@@ -95,7 +95,7 @@ def test_an_adapter_of_another_model_is_one_line(adapters, tmp_path):
 def test_the_answers_of_all_methods_stand_side_by_side(adapters, drawn, printed):
     lines = printed(DAY, "--run", adapters["soft"].parent, "--n", 20)
     assert lines[0] == DAY
-    assert lines[1].split() == ["of", "20", "answers", "base", "hard", "soft"]
+    assert lines[1].split() == ["of", "20", "answers", "base", "soft", "hard"]
     assert lines[-1].startswith("different answers")
     answers = drawn[DAY]
     assert lines[-1].split()[2:] == [str(len(set(texts))) for texts in answers.values()]
@@ -133,7 +133,7 @@ def test_answers_are_normalized_and_invalid_ones_are_grouped():
 def test_a_number_prompt_is_a_histogram_beside_its_target(adapters, drawn, printed):
     lines = printed(POISSON, "--run", adapters["soft"].parent, "--n", 20)
     assert [line.split() for line in lines if line.startswith("of 20")] == [
-        ["of", "20", "answers", "target", "base", "hard", "soft"]
+        ["of", "20", "answers", "target", "base", "soft", "hard"]
     ]
     shares = percentages(lines)
     assert shares[:, 1:].sum(0).tolist() == [100, 100, 100]

@@ -106,7 +106,7 @@ def test_the_prompts_are_those_of_the_committed_results(data):
     """Any change of a grid, in its last digit, would change these checksums."""
     train = distributions.digest(data / "train.jsonl")
     records = [path.read_text() for path in ROOT.glob("tests/results/*/*/run.json")]
-    assert len(records) >= 4
+    assert len(records) >= 2
     for record in records:
         assert train in record
     assert distributions.digest(data / "unseen.jsonl").startswith("6114b8f6")
