@@ -32,7 +32,7 @@ endif
 
 # On a CPU, two stages run side by side, one thread each: two threads of one stage would mostly wait
 # for each other. The MALLOC settings let torch reuse memory instead of returning it each time.
-MAKEFLAGS += $(if $(wildcard /dev/nvidia0),,-j2)
+MAKEFLAGS += $(if $(wildcard /dev/nvidia0)$(MAKELEVEL:0=),,-j2)
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
@@ -54,13 +54,13 @@ reproduce: $(ROWS)
 define once
 @mkdir -p $(@D); \
 today=$$(echo '$(strip $1)' | awk '{ gsub(/ --/, "\n--"); print }'; \
-         cksum $(filter-out FORCE,$^) $(wildcard $(subst =, ,$2)) </dev/null); \
+         cksum $(filter-out FORCE %.json,$^) $(wildcard $(subst =, ,$2)) </dev/null); \
 if [ ! -e $@ ]; then \
   echo "$$today" > $@.made; trap : INT; \
   $(LAUNCH) $1; status=$$?; [ -e $@ ] || rm -f $@.made; exit $$status; \
 elif [ "$$today" != "$$(cat $@.made 2>&1)" ]; then \
-  changes=$$(echo "$$today" | diff $@.made - 2>&1 | sed -n 's/^< /then: /p; s/^> /now: /p'); \
-  echo "$@ was made with other settings." $$changes "To redo it, remove $(strip $3)" >&2; exit 1; \
+  diff=$$(echo "$$today" | diff $@.made - 2>&1 | sed 's/^< /then: /; s/^> /now: /; /^[0-9-]/d'); \
+  echo "$@ was made with other settings." $$diff "To redo it, remove $(strip $3)" >&2; exit 1; \
 fi
 endef
 
@@ -97,4 +97,4 @@ venv: $(if $(filter .venv/%,$(PYTHON)),.venv/installed)
 	python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && touch $@
 include tests/extras/rules.mk
 .PHONY: reproduce test venv FORCE
-.PRECIOUS: $(RUN)/%.jsonl $(RUN)/%/adapter_config.json $(DATA)/train.jsonl
+.PRECIOUS: $(addprefix $(RUN)/%/,adapter_config.json numbers.jsonl open.jsonl mcq.jsonl)

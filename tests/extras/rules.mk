@@ -75,4 +75,5 @@ sweep:
 models/%: | extras
 	$(PYTHON) tests/extras/checkpoints.py $@
 
+.PRECIOUS: $(RUN)/%/published.jsonl $(RUN)/%/novelty.jsonl
 .PHONY: help extras ask figures compare novelty retention bench sweep
