@@ -30,8 +30,8 @@ FLAGS_hard ?= --branches 16
 FLAGS_ssot ?= --n 50 --max-tokens 160
 endif
 
-# On a CPU, two stages run side by side, one thread each: two threads of one stage would mostly wait
-# for each other. The MALLOC settings let torch reuse memory instead of returning it each time.
+# On a CPU, two stages run side by side, one thread each (a make within make inherits -j2). The
+# MALLOC settings let torch reuse memory instead of returning it to the system each time.
 MAKEFLAGS += $(if $(wildcard /dev/nvidia0)$(MAKELEVEL:0=),,-j2)
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
@@ -50,7 +50,7 @@ reproduce: $(ROWS)
 # A stage runs once. FILE.made keeps its command and the checksums of what it read. If any of these
 # has changed since, make stops and shows the difference: nothing is overwritten, nothing is mixed.
 # FILE.made is written first, and removed again if the stage fails; `trap` lets the shell do this on
-# Ctrl-C. $1: the command; $2: other files that it reads; $3: what to remove to make it again
+# Ctrl-C. $1: the command; $2: files that it reads, or flags that name some; $3: what to remove
 define once
 @mkdir -p $(@D); \
 today=$$(echo '$(strip $1)' | awk '{ gsub(/ --/, "\n--"); print }'; \
@@ -64,7 +64,7 @@ elif [ "$$today" != "$$(cat $@.made 2>&1)" ]; then \
 fi
 endef
 
-# FORCE runs every recipe every time; `once`, or for prompts distributions.py, decides what to do.
+# FORCE runs every recipe; `once` decides what there is to do (for prompts, distributions.py does).
 $(DATA)/train.jsonl: FORCE | $(FIRST)
 	@$(PYTHON) distributions.py --out $(DATA) $(FLAGS_data)
 $(DATA)/unseen.jsonl $(DATA)/ood.jsonl: $(DATA)/train.jsonl ;
@@ -74,7 +74,7 @@ $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl FORCE | $(FIRST)
 	  --seed $(SEED) $(FLAGS) $(FLAGS_$*) --out $(@D), $(FLAGS) $(FLAGS_$*), $(@D))
 
 # Rows of a trained method need its adapter; base and prompted methods use the model as is. Here $*
-# is the method and $1 the axis; files that FLAGS name are checksummed, too. An example:
+# is the method, $1 the axis and $2 the axis's own options. An example:
 #   sample.py open --model tests/tiny --adapter runs/tiny/soft --seed 0 --out runs/tiny/soft/...
 $(foreach axis,$(AXES),$(foreach m,$(TRAINED),\
   $(eval $(RUN)/$m/$(axis).jsonl: $(RUN)/$m/adapter_config.json)))

@@ -32,7 +32,7 @@ import numpy as np
 from scipy import stats
 
 DECIMALS = 5  # decimal places of a continuous answer
-MAX_BINS = 1001  # the default number of canonical outputs, which are explained below
+MAX_BINS = 1001  # by default at most this many canonical outputs, which are explained below
 TAIL = 0.001  # they range from the TAIL quantile to the 1 - TAIL quantile
 
 
@@ -247,8 +247,8 @@ def is_discrete(row: dict) -> bool:
 
 
 # --------------------------------------------------------------------------- canonical outputs
-# A draw from a continuous distribution could be any of millions of five-decimal numbers. Its
-# *canonical outputs* are 1001 of them, evenly spaced; together they carry all the probability.
+# A draw from a continuous distribution could be any of millions of five-decimal numbers. The
+# distribution's *canonical outputs* are 1001 of them, evenly spaced, which carry all probability.
 
 
 class Lattice(NamedTuple):
@@ -401,8 +401,9 @@ def prompt_rng(seed: int, prompt_id: str) -> np.random.Generator:
 
 
 def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle the indices of `families` into batches, at most `size` each, with families spread
-    evenly.
+    """Shuffle items into batches of at most `size`; families[i] is the family of item i.
+
+    Every family is spread evenly. Returns the items' indices, an array for each batch.
 
     Think of the epoch as the interval [0, 1). Cut it into m equal slots for a family of m members,
     and put one member at a random place in each slot. Sort everything by place, and cut it into
@@ -441,7 +442,7 @@ def read_rows(
     """
     rows, line_of = [], {}
     for path in paths:
-        lines = Path(path).read_bytes().splitlines() or [b""]  # [b""]: an error in line 1
+        lines = Path(path).read_bytes().splitlines() or [b""]  # an empty file is an error, too
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             try:

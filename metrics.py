@@ -190,8 +190,8 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
 
     The divisor is the distance of the best constant answer. So 0 is perfect, and 1 is as bad as
     always answering the median. This is our choice; the paper does not specify its normalization.
-    For Bernoulli(.1) it is not zero, as the interquartile range would be; and heavy tails, such as
-    Cauchy's, weigh less in it than in a standard deviation.
+    Unlike the interquartile range, the divisor is not zero for Bernoulli(.1); and heavy tails, such
+    as Cauchy's, weigh less in it than in a standard deviation.
 
     values (n,); support (N,), in ascending order; probs (N,).
     """
@@ -286,7 +286,7 @@ def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
     places = [parse_question(answer) for answer in answers]
     valid = [place for place in places if place is not None]
     scores = {"valid_rate": [place is not None for place in places]}
-    # METRICS computes one total variation of all positions; with fewer than 30, it is mostly noise.
+    # The table computes one TV of all positions (see METRICS); with fewer than 30, it is noise.
     scores["tv"] = valid if len(valid) >= 30 else []
     for letter, place in zip("abcd", range(4), strict=True):
         scores[f"share_{letter}"] = [found == place for found in valid]
@@ -313,7 +313,7 @@ def seed_of(row: dict) -> int:
 
 
 # A well-formed exam, for the target row of that axis.
-EXAM = "Question: ?1\nA. 1\nB. 2\nC. 3\nD. 4\nCorrect Answer: {}\nExplanation: 1"
+EXAM = "Question: 1\nA. 1\nB. 2\nC. 3\nD. 4\nCorrect Answer: {}\nExplanation: 1"
 
 
 def target_row(row: dict, name: str = "target") -> dict:
@@ -333,8 +333,8 @@ def target_row(row: dict, name: str = "target") -> dict:
 def target_rows(rows: list[dict]) -> list[dict]:
     """The target rows of all number prompts and exams.
 
-    If methods drew different numbers of answers, there is one set of rows for each number n. That
-    with the largest is called "target", the others, for example, "target, n=50".
+    If methods drew different numbers of answers, there is one set of rows for each number n. The
+    one with the largest n is called "target"; the others are called, for example, "target, n=50".
     """
     asked, largest = {}, {}
     for row in sorted(rows, key=lambda row: "logit_kl" not in row):  # prefer rows with a logit KL

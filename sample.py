@@ -16,7 +16,7 @@ four options, again and again: is the correct answer at A, B, C and D equally of
 The script writes one row for each prompt: the prompt's row plus these keys.
 
     model, axis, seed   how the row was made
-    method              "base", the name of the adapter's folder, or "ssot" (then protocol is set)
+    method              "base", the name of the adapter's folder, or "ssot" (or both: "soft+ssot")
     weights             a short checksum of the model, to distinguish models with the same name
     draws               the raw answers, in the order drawn; one that was cut off ends in "…"
     tokens, seconds     what the row cost
@@ -128,7 +128,7 @@ SSOT_MAX_TOKENS = 4096
 
 
 def prompt_rows(args) -> list[dict]:
-    """The prompts to ask, as rows. Raises InputError, with file:line for errors in a file."""
+    """The prompts to ask, as rows. Raises InputError, which names the file."""
     if args.axis == "numbers":
         return distributions.read_prompts(args.prompts)
     if args.prompts:
@@ -199,7 +199,7 @@ def logit_kl(
     *shape*: what is lost by preferring the wrong answers.
     """
     if len(tree.probs) <= paths:
-        leaves = np.flatnonzero(tree.probs)  # else, some targets would be 0/0
+        leaves = np.flatnonzero(tree.probs)  # the targets of others are 0/0
         weights = tree.probs[leaves]
     else:
         quantiles = (np.arange(paths) + 0.5) / paths

@@ -2,7 +2,7 @@ r"""Hard calibration: fine-tune a language model on samples from the target dist
 
     python train_hard.py --model Qwen/Qwen3-0.6B --data runs/data/train.jsonl --out runs/hard
 
-To try it in seconds, use the embedded model and 64 prompts:
+To try it in seconds, use the bundled model and 64 prompts:
 
     python train_hard.py --model tests/tiny --data runs/data/train.jsonl --out runs/try-hard \
         --limit 64 --epochs 1 --branches 16 --lr 2e-3

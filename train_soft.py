@@ -2,16 +2,16 @@ r"""Soft calibration: fine-tune a language model on exact next-token probabiliti
 
     python train_soft.py --model Qwen/Qwen3-0.6B --data runs/data/train.jsonl --out runs/soft
 
-To try it in seconds, use the embedded model and 64 prompts:
+To try it in seconds, use the bundled model and 64 prompts:
 
     python train_soft.py --model tests/tiny --data runs/data/train.jsonl --out runs/try-soft \
         --limit 64 --epochs 1 --lr 2e-3
 
 The idea. A prompt asks for one random number from a known distribution. After every prefix of an
 answer ("", "3", "3.", "3.1", ...) we therefore know how probable each next token should be; the
-prefix trie in trie.py computes it. So there is no need to train on samples and wait for the
-sampling noise to average out. We sample one answer, and at each of its prefixes we pull the model's
-whole next-token distribution towards the target, with KL(target || model) as the loss.
+prefix trie in trie.py computes it. So the loss need not wait for the frequencies of samples to
+average out. A sampled answer only decides which prefixes we visit; at each of them we pull the
+model's whole next-token distribution towards the target, with KL(target || model) as the loss.
 
 The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts in batches of 32,
 which makes 189 steps, with LoRA on the attention projections. The main differences from the paper's

@@ -201,7 +201,7 @@ def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -
         options |= pin_date(tokenizer.get_chat_template())
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program, and may raise anything
-        raise InputError(f"the chat template cannot render a user's prompt: {error}") from None
+        raise InputError(f"the chat template cannot render a conversation: {error}") from None
 
 
 def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -> list[int]:
@@ -326,9 +326,9 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     """Read B prompts, one in each row of the Prefix.
 
     What all prompts begin with (the chat header, "Generate exactly ONE random number from a") is
-    read only once, in a batch of one row, from which all rows fork (but not by models with a
-    sliding window). The rest of each is padded on the left, so that all prompts end in the same
-    column:
+    read only once, in a batch of one row, from which all rows fork. Models with a sliding window
+    read each prompt whole. The rest of each prompt is padded on the left, so that all end in the
+    same column:
 
         head ... head  PAD  PAD  Gaussian ...
         head ... head  Beta-Binomial      ...
@@ -417,9 +417,8 @@ def walk(
     ends = torch.tensor(ends, device=device)
     draws_per_prompt = len(uniform) // len(prompts)
     prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
-    start = prefill(
-        model, prompts
-    )  # one row for each prompt: at step 0, a draw's row is its prompt
+    # One row for each prompt, so at step 0 each draw's row is the index of its prompt.
+    start = prefill(model, prompts)
     vocabulary = start.logits.shape[1]
 
     paths = []
@@ -454,13 +453,12 @@ def walk(
 # ------------------------------------------------------------------------- loading and saving
 
 transformers_logging.disable_progress_bar()
-warnings.filterwarnings(
-    "ignore", message=".*is_gradient_checkpointing"
-)  # transformers, about itself
+# transformers triggers this warning in its own code.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
 
 
 def processes() -> PartialState:
-    """This process's place among those that `accelerate launch` started, or the only process."""
+    """This process's place among those that `accelerate launch` started, or alone without it."""
     patience = datetime.timedelta(weeks=1)  # how long to wait for a slower process
     return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
 
@@ -553,9 +551,9 @@ def save_adapter(accelerator, model, out: Path) -> None:
 class Checkpoint:
     """The state of a training run in one file, from which it resumes after being killed.
 
-    The adapter is byte-identical to that of an uninterrupted run. `made` describes the run
-    (options, inputs, code, number of processes); a checkpoint of a different run is an error. The
-    random states of all processes are saved too, because dropout uses them.
+    A resumed run's adapter is byte-identical to that of an uninterrupted run. `made` describes the
+    run (options, inputs, code, number of processes); a checkpoint of a different run is an error.
+    The random states of all processes are saved too, because dropout uses them.
     """
 
     def __init__(self, path: Path, accelerator, made: dict, trainable: list, optimizer, schedule):
@@ -630,7 +628,7 @@ def device_name() -> str:
 
 
 # --------------------------------------------------------- special cases of particular models
-# The functions above call these. A new model may need one more.
+# The functions above and the trainers call these. A new model may need one more.
 
 DATE = datetime.date(2024, 7, 26)
 
