@@ -1,6 +1,7 @@
 """A training that is killed goes on from its checkpoint, and ends with the same bytes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -45,8 +46,8 @@ def whole(request, data, tmp_path_factory) -> Path:
     return out
 
 
-def train_until(step: int, saves: bool, trainer, arguments: list) -> None:
-    """Train in a child process that is killed at a step, right before or after it is saved."""
+def train_and_die(step: int, saves: bool, method: str, arguments: list) -> None:
+    """Train, but for a kill at a step, right before or after it is saved."""
     save_if_due = trie.Checkpoint.save_if_due
 
     def save_and_die(checkpoint, number, end_of_epoch):
@@ -55,14 +56,23 @@ def train_until(step: int, saves: bool, trainer, arguments: list) -> None:
         if number == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = os.fork()
-    if child == 0:
-        trie.CHECKPOINT_SECONDS = 0  # save at every step
-        trie.Checkpoint.save_if_due = save_and_die
-        call(trainer, *arguments)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    trie.CHECKPOINT_SECONDS = 0  # save at every step
+    trie.Checkpoint.save_if_due = save_and_die
+    call(TRAINERS[method], *arguments)
+
+
+def train_until(step: int, saves: bool, method: str, arguments: list) -> None:
+    """Train in a process of its own, which is killed.
+
+    It is forked from a server that has only imported torch: a process in which torch has already
+    worked cannot be forked, and importing torch anew takes longer than the training.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train_soft", "train_hard"])
+    process = context.Process(target=train_and_die, args=(step, saves, method, arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_four_kills_change_no_byte(whole, data, tmp_path):
@@ -70,7 +80,7 @@ def test_four_kills_change_no_byte(whole, data, tmp_path):
     rng = np.random.default_rng(0)
     killed_at = sorted(rng.choice(np.arange(1, STEPS + 1), 4, replace=False).tolist())
     for step in killed_at:
-        train_until(step, bool(rng.integers(2)), TRAINERS[whole.name], options(data, out))
+        train_until(step, bool(rng.integers(2)), whole.name, options(data, out))
         assert not (out / "adapter_config.json").exists()
     assert (out / "checkpoint.pt").exists()
     call(TRAINERS[whole.name], *options(data, out))
@@ -104,7 +114,7 @@ def test_it_is_saved_at_the_end_of_an_epoch_and_every_five_minutes(data, tmp_pat
 @pytest.mark.parametrize("changed", ["options", "data", "code", "identity"])
 def test_a_checkpoint_of_another_training_is_an_error(changed, data, tmp_path, monkeypatch):
     out = tmp_path / "soft"
-    train_until(2, True, train_soft, options(data, out))
+    train_until(2, True, "soft", options(data, out))
     arguments = options(data, out)
     if changed == "options":
         arguments += ["--seed", "1"]
