@@ -91,7 +91,7 @@ $(RUN)/%/mcq.jsonl: FORCE | $(FIRST)
 	$(call draw_once,mcq)
 test: venv extras
 	$(PYTHON) -m ruff check -q . && $(PYTHON) -m ruff format -q --check .
-	$(PYTHON) -m pytest -q tests
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests
 venv: $(if $(filter .venv/%,$(PYTHON)),.venv/installed)
 .venv/installed: requirements.txt requirements-dev.txt
 	python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && touch $@
