@@ -65,8 +65,9 @@ def make_targets() -> set[str]:
 
 
 def test_commands_exist():
-    asked = set(re.findall(r"^make ([a-z0-9]+)", README, re.MULTILINE))
-    asked |= set(re.findall(r"`make ([a-z0-9]+)", README))
+    # A target such as models/NAME belongs to a pattern rule, which the database does not name.
+    asked = set(re.findall(r"^make ([a-z0-9]+)\b(?!/)", README, re.MULTILINE))
+    asked |= set(re.findall(r"`make ([a-z0-9]+)\b(?!/)", README))
     assert len(asked) > 5
     assert asked - make_targets() == set()
     scripts = re.findall(r"python ((?:tests/)?(?:[a-z]+/)?[a-z_]+\.py)", README)
