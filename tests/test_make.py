@@ -758,7 +758,11 @@ def test_the_speed_of_a_shape_needs_no_training(empty_kit):
 
 def test_the_tests_begin_with_the_linter(empty_kit):
     lines = plan(empty_kit, "test")
-    assert lines == ["-m ruff check -q .", "-m ruff format -q --check .", "-m pytest -q -n 2 --dist loadfile tests"]
+    assert lines == [
+        "-m ruff check -q .",
+        "-m ruff format -q --check .",
+        "-m pytest -q -n 2 --dist loadfile tests",
+    ]
 
 
 def without_models(name: str) -> str:
