@@ -63,12 +63,12 @@ elif [ "$$today" != "$$(cat $@.made 2>&1)" ]; then \
   echo "$@ was made with other settings." $$diff "To redo it, remove $(strip $3)" >&2; exit 1; \
 fi
 endef
-
-# FORCE runs every recipe; `once` decides what there is to do (for prompts, distributions.py does).
+# FORCE runs every recipe; `once` decides what there is to do. For prompts, distributions.py does;
+# those of your own, in a DATA without train.jsonl.made, are used as they are.
 $(DATA)/train.jsonl: FORCE | $(FIRST)
-	@$(PYTHON) distributions.py --out $(DATA) $(FLAGS_data)
+	@if [ ! -e $@ ] || [ -e $@.made ]; then mkdir -p $(DATA) && : >> $@.made && \
+	  $(PYTHON) distributions.py --out $(DATA) $(FLAGS_data); fi
 $(DATA)/unseen.jsonl $(DATA)/ood.jsonl: $(DATA)/train.jsonl ;
-
 $(RUN)/%/adapter_config.json: train_%.py $(DATA)/train.jsonl FORCE | $(FIRST)
 	$(call once, train_$*.py --model $(MODEL) --data $(DATA)/train.jsonl \
 	  --seed $(SEED) $(FLAGS) $(FLAGS_$*) --out $(@D), $(FLAGS) $(FLAGS_$*), $(@D))

@@ -302,22 +302,25 @@ class Prefix(NamedTuple):
 
 
 def extend(
-    model, prefix: Prefix, tokens: torch.Tensor, logits_to_keep: int = 0
+    model, prefix: Prefix, tokens: torch.Tensor, last_only: bool = False
 ) -> tuple[Prefix, torch.Tensor]:
     """Read T more tokens in each row; tokens (R, T) may contain PAD, which is masked.
 
-    Returns the longer Prefix and the logits at these T tokens (R, T, V), or only at the last
-    logits_to_keep of them (0: all). It works in place: the old prefix must not be used again.
+    Returns the longer Prefix and the logits at these T tokens (R, T, V), or only at the last one
+    (R, 1, V). It works in place: the old prefix must not be used again.
     """
     mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    # subtle: keep = 1 would mean the same, but leave gaps in memory between the last hidden states.
+    # The output layer would then be multiplied row by row, which takes a tenth of a training step.
+    keep = torch.tensor([-1]) if last_only else 0
     out = model(
         input_ids=tokens.clamp(min=0),  # PAD is not a token id; masked positions may hold any
         attention_mask=mask,
         position_ids=positions[:, -tokens.shape[1] :],
         past_key_values=prefix.cache,
         use_cache=True,
-        logits_to_keep=logits_to_keep,
+        logits_to_keep=keep,
     )
     return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
 
@@ -343,11 +346,11 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
 
     nothing = Prefix(cache=None, mask=ids[:, :0], logits=None)
     if not head:
-        return extend(model, nothing, ids, logits_to_keep=1)[0]
+        return extend(model, nothing, ids, last_only=True)[0]
     one_row = nothing._replace(mask=ids[:1, :0])
-    shared, _ = extend(model, one_row, ids.new_tensor([head]), logits_to_keep=1)
+    shared, _ = extend(model, one_row, ids.new_tensor([head]), last_only=True)
     prefix = shared.fork(ids.new_zeros(len(prompts)))
-    return extend(model, prefix, ids, logits_to_keep=1)[0]
+    return extend(model, prefix, ids, last_only=True)[0]
 
 
 def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
