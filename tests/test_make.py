@@ -767,8 +767,8 @@ EXTRAS = [
     ),
     (
         "ask",
-        {"PROMPT": "Name a planet."},
-        [f"tests/extras/ask.py Name a planet. {MODEL} --run runs/y"],
+        {"PROMPT": 'Say "red".'},
+        [f'tests/extras/ask.py Say "red". {MODEL} --run runs/y'],
     ),
 ]
 
@@ -781,6 +781,11 @@ def test_extras(empty_kit, goal, variables, expected):
     assert set(expected) <= set(lines)
     trains = [line for line in lines if line.startswith("train_soft.py ")]
     assert len(trains) == (goal not in ("figures", "ask"))
+
+
+def test_the_retention_of_the_base_alone_needs_no_adapter(empty_kit):
+    lines = plan(empty_kit, "retention", MODEL="x/y", METHODS="ssot", FLAGS_retention="--texts A")
+    assert lines == [f"tests/extras/retention.py {MODEL} --texts A --out runs/y/retention"]
 
 
 def test_the_speed_of_a_shape_needs_no_training(empty_kit):

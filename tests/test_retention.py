@@ -468,6 +468,13 @@ def test_the_table_shows_differences_to_the_base():
     assert cells[9] == ["tinyArc", "gp-IRT", "100", "0.000", "–", "–"]
 
 
+def test_without_scores_of_the_base_there_are_no_differences():
+    lines = retention.table(SOFT)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0] == ["task", "score", "n", "base", "soft", "soft - base"]
+    assert cells[2][3] == cells[2][5] == "–"
+
+
 # ---------------------------------------------------------------------- the adapter in other tools
 
 IDS = torch.arange(40)[None]

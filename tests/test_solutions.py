@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, TINY, call
+from conftest import ENV, TINY, call, complaint
 
 sys.path.insert(0, str(Path(__file__).parent / "solutions"))
 
 import exact
-import lists
 import make_forks
+import mixed
 import onpolicy
 import reverse
 import temperature
@@ -75,7 +75,7 @@ def test_exact_targets_are_those_of_a_trie_of_all_values(tokenizer, end, family,
 def test_a_temperature_of_one_is_the_model_itself_and_others_are_not(tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     distributions.write_text(prompts, distributions.to_jsonl([first_row("ood", "poisson")]))
-    call(temperature, "--model", TINY, "--prompts", prompts)
+    call(temperature, "kl", "--model", TINY, "--prompts", prompts)
     excess = {}
     for line in capsys.readouterr().out.splitlines():  # temperature 1.0: ... ood 0.123
         words = line.split()
@@ -87,6 +87,41 @@ def test_a_temperature_of_one_is_the_model_itself_and_others_are_not(tmp_path, c
     expected = result["logit_kl"] - result["logit_kl_floor"]
     assert excess[1.0] == pytest.approx(expected, abs=1e-3)
     assert excess[2.0] < excess[1.0]
+
+
+def test_hotter_draws_are_written_as_methods_of_their_own(tmp_path):
+    """More heat, more evenness: of the places of the correct option, nearly all are A before."""
+    out = tmp_path / "tiny"
+    call(temperature, "draw", "mcq", "--model", TINY, "--n", 60, "--out", out)
+    file = out / "base/mcq.jsonl"
+    call(sample, "mcq", "--model", TINY, "--n", 60, "--rows", 256, "--out", file)
+    methods = ["T=1.25", "T=1.5", "T=2", "base"]
+    files = sorted(out.glob("*/mcq.jsonl"))
+    rows = distributions.read_rows(files)
+    assert [row["method"] for row in rows] == methods
+    assert len({str(row["draws"]) for row in rows}) == 4
+    metrics.check_same_prompts(rows)
+    metrics.check_same_weights(rows)
+
+    found = temperature.points(metrics.aggregate(rows), "mcq", None)
+    evenness = {method: even for method, (_, even) in found.items()}
+    assert evenness["base"] < evenness["T=1.5"] < evenness["target"]
+
+    pytest.importorskip("matplotlib", reason="needs requirements-extras.txt")
+    call(temperature, "picture", *files, "--out", tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_hotter_draws_of_words_are_named_after_their_prompts(tmp_path, mixed_prompts):
+    prompts = tmp_path / "held_out.jsonl"
+    choices = of_kind(mixed_prompts["held_out"], "choice")[:2]
+    distributions.write_text(prompts, distributions.to_jsonl(choices))
+    arguments = ("--model", TINY, "--prompts", prompts, "--n", 5, "--out", tmp_path)
+    call(temperature, "draw", "numbers", *arguments)
+    rows = distributions.read_rows([tmp_path / "T=1.5/held_out.jsonl"])
+    assert [row["id"] for row in rows] == [row["id"] for row in choices]
+    assert all(len(row["draws"]) == 5 for row in rows)
+    assert "already exists" in complaint(temperature, "draw", "numbers", *arguments)
 
 
 def test_reverse_kl_by_hand():
@@ -148,28 +183,35 @@ def test_an_on_policy_path_is_the_models_own_until_it_leaves_the_trie(model, tok
 
 
 @pytest.fixture(scope="module")
-def list_prompts(tmp_path_factory) -> dict[str, list[dict]]:
-    """The prompts that lists.py writes, by the name of their file."""
-    folder = tmp_path_factory.mktemp("lists")
-    call(lists, "--out", folder)
-    names = ("train", "unseen", "ood")
+def mixed_prompts(tmp_path_factory) -> dict[str, list[dict]]:
+    """The prompts that mixed.py writes, by the name of their file."""
+    folder = tmp_path_factory.mktemp("mixed")
+    call(mixed, "--out", folder)
+    names = ("train", "held_out")
     return {name: distributions.read_prompts([folder / f"{name}.jsonl"]) for name in names}
 
 
-def only_lists(rows: list[dict]) -> list[dict]:
-    return [row for row in rows if "outputs" in row]
+def of_kind(rows: list[dict], kind: str) -> list[dict]:
+    """Rows of weighted lists (kind "list") or of uniform choices ("choice")."""
+    return [row for row in rows if row["id"].startswith(kind)]
 
 
-def test_ten_of_sixty_lists_are_held_out(list_prompts):
-    trained, held_out = only_lists(list_prompts["train"]), only_lists(list_prompts["unseen"])
+def test_mixed_adds_words_to_the_usual_training_prompts(mixed_prompts):
+    usual = distributions.make_rows("train")
+    assert mixed_prompts["train"][: len(usual)] == usual
+    assert all("outputs" in row for row in mixed_prompts["train"][len(usual) :])
+
+
+def test_ten_of_sixty_lists_are_held_out(mixed_prompts):
+    trained = of_kind(mixed_prompts["train"], "list")
+    held_out = of_kind(mixed_prompts["held_out"], "list")
     assert (len(trained), len(held_out)) == (50, 10)
-    assert len(list_prompts["train"]) == 1988 + 50
-    assert list_prompts["ood"] == distributions.make_rows("ood")
     assert not {row["prompt"] for row in trained} & {row["prompt"] for row in held_out}
+    assert {row["split"] for row in held_out} == {"lists"}
 
 
-def test_the_weights_in_a_lists_prompt_are_its_target(list_prompts):
-    for row in only_lists(list_prompts["train"] + list_prompts["unseen"]):
+def test_the_weights_in_a_lists_prompt_are_its_target(mixed_prompts):
+    for row in of_kind(mixed_prompts["train"] + mixed_prompts["held_out"], "list"):
         weighted = zip(row["outputs"], row["probs"], strict=True)
         shown = ", ".join(f"{text} ({prob * 100:.0f} %)" for text, prob in weighted)
         assert shown in row["prompt"]
@@ -177,9 +219,43 @@ def test_the_weights_in_a_lists_prompt_are_its_target(list_prompts):
         assert min(row["probs"]) > 0
 
 
+def test_choices_are_uniform_and_their_topics_are_held_out_as_a_whole(mixed_prompts):
+    trained = of_kind(mixed_prompts["train"], "choice")
+    held_out = of_kind(mixed_prompts["held_out"], "choice")
+    for row in trained + held_out:
+        assert len(set(row["outputs"])) == len(row["outputs"]) > 1
+        assert set(row["probs"]) == {1 / len(row["outputs"])}
+        assert row["prompt"].endswith(". Output ONLY the answer.")
+    sets = [{tuple(row["outputs"]) for row in rows} for rows in (trained, held_out)]
+    assert (len(sets[0]), len(sets[1])) == (80, 22)
+    assert not sets[0] & sets[1]
+    assert {row["split"] for row in held_out} == {"words"}
+
+
+def test_held_out_choices_are_asked_in_a_trained_and_in_a_new_wording(mixed_prompts):
+    def has(row, text):
+        return text in row["prompt"]
+
+    trained = of_kind(mixed_prompts["train"], "choice")
+    assert not any(has(row, "with equal probability") for row in trained)
+    held_out = of_kind(mixed_prompts["held_out"], "choice")
+    old = [row for row in held_out if has(row, "Name a random")]
+    new = [row for row in held_out if has(row, "with equal probability")]
+    whole = [row for row in held_out if has(row, "Toss a coin") or has(row, "Roll a six-sided die")]
+    assert (len(old), len(new), len(whole)) == (20, 20, 2)
+    assert len(held_out) == 42
+
+
+def test_no_trained_choice_is_an_open_question(mixed_prompts):
+    lines = mixed.CHOICES.read_text("utf-8").split("# held out")[0].splitlines()
+    trained = {line.split(": ")[0] for line in lines if line and not line.startswith("#")}
+    assert len(trained) == 80
+    assert not trained & set(sample.CATEGORIES)
+
+
 @pytest.mark.parametrize("module", [train_soft, train_hard])
-def test_both_trainers_draw_from_a_lists_target(list_prompts, tokenizer, end, module):
-    row = only_lists(list_prompts["train"])[0]
+def test_both_trainers_draw_from_a_lists_target(mixed_prompts, tokenizer, end, module):
+    row = of_kind(mixed_prompts["train"], "list")[0]
     example = module.prepare(tokenizer, end, row, 200, np.random.default_rng(0))
     drawn = [tokenizer.decode(answer["path"][:-1]) for answer in example["answers"]]
     assert set(drawn) <= set(row["outputs"])
@@ -187,10 +263,10 @@ def test_both_trainers_draw_from_a_lists_target(list_prompts, tokenizer, end, mo
     assert share == pytest.approx(row["probs"][0], abs=0.12)
 
 
-def test_the_floor_of_a_list_is_zero(list_prompts, tokenizer, end):
-    row = only_lists(list_prompts["unseen"])[0]
-    [answer] = train_soft.prepare(tokenizer, end, row, 1, np.random.default_rng(0))["answers"]
-    assert answer["floor"] == 0
+def test_the_floor_of_words_is_zero(mixed_prompts, tokenizer, end):
+    for row in (mixed_prompts["held_out"][0], mixed_prompts["held_out"][-1]):
+        [answer] = train_soft.prepare(tokenizer, end, row, 1, np.random.default_rng(0))["answers"]
+        assert answer["floor"] == 0
 
 
 # --------------------------------------------------------------------------------------- the forks

@@ -206,7 +206,8 @@ def table(rows: list[dict]) -> list[str]:
 
     Values have standard errors where there are any. Columns of differences to the base follow.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    # Base comes first, even if all of its tasks failed: differences are to base.
+    methods = list(dict.fromkeys(["base", *(row["method"] for row in rows)]))
     found = {(row["task"], row["metric"], row["method"]): row for row in rows}
     scores = dict.fromkeys((task, metric) for task, metric, _ in found)  # in order, each once
 

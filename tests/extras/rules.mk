@@ -18,8 +18,9 @@ extras: $(if $(filter .venv/%,$(PYTHON)),.venv/extras)
 
 ADAPTERS := $(TRAINED:%=$(RUN)/%/adapter_config.json)
 
+export PROMPT
 ask: | venv $(filter models/%,$(MODEL))
-	@$(PYTHON) tests/extras/ask.py "$(PROMPT)" --model $(MODEL) --run $(RUN)
+	@$(PYTHON) tests/extras/ask.py "$$PROMPT" --model $(MODEL) --run $(RUN)
 
 figures: $(ROWS) | extras
 	$(PYTHON) tests/extras/figures.py $^ --out $(RUN)/figures
@@ -48,7 +49,7 @@ ifeq ($(MODEL),tests/tiny)
 FLAGS_retention ?= --texts LICENSE
 endif
 retention: $(ADAPTERS) | extras
-	$(PYTHON) tests/extras/retention.py --model $(MODEL) --adapter $(^D) \
+	$(PYTHON) tests/extras/retention.py --model $(MODEL) $(if $^,--adapter $(^D)) \
 	  $(FLAGS_retention) --out $(RUN)/retention
 
 ifdef SHAPE

@@ -1,10 +1,21 @@
-r"""Exercise 6, a single temperature: how far does one scalar get?
+r"""Exercise 6, a single temperature: how far does one scalar get, without any training?
 
-    python tests/solutions/temperature.py --model tests/tiny \
+    python tests/solutions/temperature.py kl --model tests/tiny \
         --prompts runs/data/unseen.jsonl runs/data/ood.jsonl
+    python tests/solutions/temperature.py draw mcq --model tests/tiny --out runs/tiny
+    python tests/solutions/temperature.py picture runs/tiny/*/mcq.jsonl --out frontier.png
 
-Nothing is trained. For each temperature of a grid, this prints the median excess KL of each split,
-with the model's logits divided by that temperature.
+`kl` prints the median excess KL of each split, with the model's logits divided by each temperature
+of a grid.
+
+`draw` asks the untrained model at the temperatures 1.25, 1.5 and 2. For each it writes rows like
+those of sample.py, with the method "T=1.25" and so on, to DIR/T=1.25/mcq.jsonl. (The method `base`
+is temperature 1.) For the axis `numbers`, give --prompts; the rows get that file's name.
+
+`picture` compares all methods by two scores that pull in opposite directions: a higher temperature
+spreads the answers more evenly, but fewer of them are valid. There is a panel for exams, and one
+for choices from closed sets of words, the split "words" of exercise 7. A perfect sampler stands at
+the top right, but for sampling noise. This command needs requirements-extras.txt.
 """
 
 import argparse
@@ -13,14 +24,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "extras")]
+import figures
+
 import distributions
+import metrics
 import sample
 import trie
-
-TEMPERATURES = (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0)
-OPTIONS = argparse.Namespace(bins=distributions.MAX_BINS, paths=128, rows=1024)  # sample.py's
+from distributions import InputError
 
 
 def dividing_hook(temperature: float):
@@ -30,6 +44,12 @@ def dividing_hook(temperature: float):
         return logits / temperature
 
     return divide
+
+
+# -------------------------------------------------------------------------------------- excess KL
+
+GRID = (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0)
+OPTIONS = argparse.Namespace(bins=distributions.MAX_BINS, paths=128, rows=1024)  # sample.py's
 
 
 def excess_kl(model, tokenizer, end: int, row: dict) -> float:
@@ -56,18 +76,11 @@ def median_excess(model, tokenizer, end: int, rows: list[dict]) -> dict[str, flo
     return medians
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="hub id or folder of a chat model")
-    parser.add_argument("--prompts", required=True, nargs="+", metavar="FILE")
-    args = parser.parse_args()
-
+def print_excess(args) -> None:
     rows = distributions.read_prompts(args.prompts)
     model, tokenizer, end = trie.load(args.model)
     last_layer = model.get_output_embeddings()
-    for temperature in TEMPERATURES:
+    for temperature in GRID:
         hook = last_layer.register_forward_hook(dividing_hook(temperature))
         medians = median_excess(model, tokenizer, end, rows)
         hook.remove()
@@ -75,5 +88,127 @@ def main() -> None:
         print(f"temperature {temperature}: median excess KL {shown}")
 
 
+# ------------------------------------------------------------------------------------------ draws
+
+HOTTER = (1.25, 1.5, 2.0)
+
+
+def draw(args) -> None:
+    """Draw at each temperature, and write a file of rows for each."""
+    prompts = sample.prompt_rows(args)
+    name = Path(args.prompts[0]).stem if args.prompts else args.axis
+    files = {t: args.out / f"T={t:g}" / f"{name}.jsonl" for t in HOTTER}
+    for file in files.values():
+        distributions.must_be_new(file)
+
+    model, tokenizer, end = trie.load(args.model)
+    weights = sample.checksum(trie.identity(args.model))[:12]
+    last_layer = model.get_output_embeddings()
+    for temperature, file in files.items():
+        source = {"model": args.model, "method": file.parent.name, "axis": args.axis}
+        source |= {"seed": args.seed, "weights": weights}
+        hook = last_layer.register_forward_hook(dividing_hook(temperature))
+        rows = []
+        for prompt in tqdm(prompts, file.parent.name):
+            rows += sample.answer(model, tokenizer, end, [prompt], args)
+        hook.remove()
+        distributions.write_text(file, distributions.to_jsonl(row | source for row in rows))
+
+
+# ------------------------------------------------------------------------------------ the picture
+
+PANELS = {  # (axis, split) -> title
+    ("numbers", "words"): "choices from closed sets of words",
+    ("mcq", None): "places of the correct option in exams",
+}
+
+
+def points(scores: list[dict], axis: str, split: str | None) -> dict[str, tuple[float, float]]:
+    """method -> (valid rate, 1 - TV), for the methods that have both."""
+    found = {}
+    for score in scores:
+        if (score["axis"], score["split"]) == (axis, split) and score["n"]:
+            found.setdefault(score["method"], {})[score["metric"]] = score["value"]
+    return {
+        method: (values["valid_rate"], 1 - values["tv"])
+        for method, values in found.items()
+        if "tv" in values
+    }
+
+
+def draw_panel(panel, found: dict[str, tuple[float, float]]) -> None:
+    """Draw a mark for each method. A line joins the temperatures, beginning with `base`."""
+    hot = [method for method in found if method.startswith("T=")]
+    hot.sort(key=lambda method: float(method.removeprefix("T=")))
+    line = [method for method in ("base", *hot) if method in found]
+    panel.plot(*np.transpose([found[method] for method in line]), color="#BBBBBB")
+
+    for method, place in found.items():
+        is_target = method.startswith("target")
+        style = figures.STYLES[0 if method in line else 1]
+        panel.plot(*place, "*" if is_target else "o", color=style.color, markersize=9)
+        label = "a perfect sampler" if is_target else method
+        panel.annotate(label, place, xytext=(0, 8), textcoords="offset points", ha="center")
+    panel.set(xlabel="share of valid answers", ylabel="evenness of the valid ones, 1 − TV")
+    panel.margins(0.2)
+    panel.grid(alpha=0.3)
+
+
+def save_picture(args) -> None:
+    rows = distributions.read_rows(args.files, ("id", "method", "axis", "draws"))
+    scores = metrics.aggregate(rows)
+    panels = {title: points(scores, *key) for key, title in PANELS.items()}
+    panels = {title: found for title, found in panels.items() if "base" in found}
+    if not panels:
+        raise InputError("there are no base rows of exams or of the split words")
+
+    plt = figures.import_pyplot()
+    plt.rcParams["figure.constrained_layout.use"] = True
+    size = (1 + 4.5 * len(panels), 4.2)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for panel, (title, found) in zip(axes[0], panels.items(), strict=True):
+        draw_panel(panel, found)
+        panel.set_title(title)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=130, facecolor="white")
+
+
+def main() -> None:
+    parser = distributions.Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    kl = commands.add_parser("kl", help="the excess KL at each temperature of a grid")
+    kl.add_argument("--model", required=True, help="hub id or folder of a chat model")
+    kl.add_argument("--prompts", required=True, nargs="+", metavar="FILE")
+
+    drawing = commands.add_parser("draw", help="draw at three temperatures")
+    add = drawing.add_argument
+    add("axis", choices=list(sample.AXES))
+    add("--model", required=True, help="hub id or folder of a chat model")
+    add("--prompts", nargs="+", metavar="FILE", help="files of prompts, as for sample.py")
+    add("--n", type=int, help="answers to each prompt (as in sample.py)")
+    add("--rows", type=int, default=256, help="at most this many draws at once (256)")
+    add("--seed", type=int, default=0, help="seed for the draws (0)")
+    add("--out", required=True, type=Path, metavar="DIR", help="the model's folder of results")
+
+    picture = commands.add_parser("picture", help="a picture of all methods")
+    picture.add_argument("files", nargs="+", metavar="FILE", help="rows of one model")
+    picture.add_argument("--out", required=True, type=Path, help="PNG file to write")
+
+    args = parser.parse_args()
+    if args.command == "kl":
+        print_excess(args)
+    elif args.command == "picture":
+        save_picture(args)
+    else:
+        axis = sample.AXES[args.axis]
+        if args.axis == "numbers" and not args.prompts:
+            raise InputError("the axis numbers needs --prompts")
+        args.n = args.n or axis.n
+        args.max_tokens, args.protocol = axis.max_tokens, None
+        args.bins, args.paths = OPTIONS.bins, OPTIONS.paths
+        draw(args)
+
+
 if __name__ == "__main__":
-    main()
+    distributions.run(main)
