@@ -360,6 +360,18 @@ def test_the_headline_shows_the_first_of_several_seeds():
     assert readme.headline(first + second) == readme.headline(first)
 
 
+def test_words_stand_beside_what_they_cost_in_numbers():
+    scores = scores_of("folder/a") + scores_of("b")  # b was never asked words
+    for split, tv, valid in (("lists", 0.125, 0.5), ("words", 0.25, 1.0)):
+        for method in ("base", "mine", "target"):
+            scores.append(scored("folder/a", method, "numbers", split, "tv", tv))
+            scores.append(scored("folder/a", method, "numbers", split, "valid_rate", valid))
+    heading, _, *table = [cells_of(line) for line in readme.words(scores)]
+    assert heading[2:4] == ["TV (lists, choices)", "valid (lists, choices)"]
+    assert [line[1] for line in table] == ["base", "mine", "a perfect sampler"]
+    assert table[1] == ["a", "mine", "0.12, 0.25", "0.50, 1.00", "2.50, 0.00"]
+
+
 def test_perplexities_of_several_models_are_kept_apart(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder, value in zip(folders, (2.0, 4.0), strict=True):

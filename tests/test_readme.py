@@ -87,6 +87,7 @@ def test_the_tables_are_those_of_the_committed_results():
     scores = read_rows([folder / "scores.jsonl" for folder in RESULTS])
     assert between("headline") == "\n".join(readme.headline(scores))
     assert between("costs") == "\n".join(readme.costs(RESULTS))
+    assert between("words") == "\n".join(readme.words(scores))
     if readme.perplexity_files(RESULTS):
         assert between("perplexity") == "\n".join(readme.perplexity(RESULTS))
     else:

@@ -298,6 +298,21 @@ def test_a_function_that_is_not_there_is_an_error_that_names_it():
         make_forks.replace_function("def other():\n    pass\n", "loss", '"""A loss."""\n')
 
 
+def test_your_own_trainer_is_kept_and_named_with_the_forks(tmp_path, capsys):
+    (tmp_path / "train_mine.py").write_text("mine")
+    call(make_forks, tmp_path)
+    printed = capsys.readouterr().out
+    assert f'METHODS="soft hard {" ".join(make_forks.FORKS)} mine"' in printed
+    assert f'FLAGS_mine="{make_forks.SOFT_FLAGS}"' in printed
+    call(make_forks, tmp_path)  # a second time changes nothing
+
+    exact_file = tmp_path / "train_exact.py"
+    exact_file.write_text("edited")
+    assert "train_exact.py exists" in complaint(make_forks, tmp_path)
+    assert exact_file.read_text() == "edited"
+    assert (tmp_path / "train_mine.py").read_text() == "mine"
+
+
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory) -> dict:
     """Each fork as a module, imported from the file that make_forks.py writes."""

