@@ -39,9 +39,6 @@ INTERPRETER = f"""#!/bin/sh
 if [ "$PLAN" ]; then echo "$@"; else exec {sys.executable} "$@"; fi
 """
 
-# A line of an interpreter that knows what make_forks.py prints.
-FORKS_PRINTED = "case $1 in *make_forks.py) echo '%s'; exit ;; esac"
-
 # An interpreter that writes a stage's file without any work, and does not end if WAIT names it.
 PRETENDER = """#!/bin/sh
 for out; do :; done  # the last argument
@@ -805,24 +802,32 @@ def test_the_tests_begin_with_the_linter(empty_kit):
 
 
 def test_the_board_trains_every_fork_with_two_seeds(kit):
-    """make_forks.py names the forks; one is the kit's, the other is your own."""
-    settings = 'METHODS="soft exact mine" FLAGS_exact="--draws 8" FLAGS_mine="--draws 2"'
-    shell(kit, "cp train_soft.py train_exact.py; cp train_soft.py train_mine.py")
-    write_interpreter(kit, f'#!/bin/sh\n{FORKS_PRINTED % settings}\necho "$@"\n')
-    words = ["make", "board", "PYTHON=./python", "AXES=numbers", "FLAGS_mine=--draws 4"]
-    result = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    for seed in (0, 1):
-        out = f"--out runs/board/seed-{seed}"
-        training = f"--model tests/tiny --data {DATA} --seed {seed} --lr 2e-3"
-        assert f"train_exact.py {training} --draws 8 {out}/exact" in lines
-        assert f"train_mine.py {training} --draws 4 {out}/mine" in lines  # the command line wins
-        methods = ("base", "soft", "exact", "mine")
-        rows = " ".join(f"runs/board/seed-{seed}/{method}/numbers.jsonl" for method in methods)
-        tables = f"{out}/scores.jsonl --report runs/board/seed-{seed}/report.md"
-        assert f"metrics.py {rows} {tables}" in lines
-    assert lines[-1].startswith("tests/extras/board.py runs/board/seed-")
+    """Which forks there are, make_forks.py prints; a hyphen in a name is no trouble."""
+    settings = "'METHODS=soft exact my-own' 'FLAGS_exact=--draws 8' 'FLAGS_my-own=--draws 2'"
+    shell(kit, "cp train_soft.py train_exact.py; cp train_soft.py train_my-own.py")
+    forks = f'case "$*" in *make_forks.py" ".) echo "{settings}"; exit ;; esac'
+    write_interpreter(kit, f'#!/bin/sh\n{forks}\necho "$@"\n')
+
+    def board(*more: str) -> list[str]:
+        words = ["make", "board", "PYTHON=./python", "AXES=numbers", *more]
+        done = subprocess.run(words, cwd=kit, env=ENV, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    for own_flags, more in (("--draws 2", ()), ("--draws 4", ("FLAGS_my-own=--draws 4",))):
+        lines = board(*more)
+        for seed in (0, 1):
+            folder = f"runs/board/seed-{seed}"
+            training = f"--model tests/tiny --data {DATA} --seed {seed} --lr 2e-3"
+            assert f"train_exact.py {training} --draws 8 --out {folder}/exact" in lines
+            assert f"train_my-own.py {training} {own_flags} --out {folder}/my-own" in lines
+            methods = ("base", "soft", "exact", "my-own")
+            rows = " ".join(f"{folder}/{method}/numbers.jsonl" for method in methods)
+            tables = f"--out {folder}/scores.jsonl --report {folder}/report.md"
+            assert f"metrics.py {rows} {tables}" in lines
+        folders = "runs/board/seed-0 runs/board/seed-1"
+        assert f"tests/extras/board.py {folders} --out runs/board/board.jsonl" in lines
+        assert lines[-1] == "tests/solutions/make_forks.py . --remove"
 
 
 def without(pattern: str) -> str:

@@ -302,14 +302,16 @@ def test_your_own_trainer_is_kept_and_named_with_the_forks(tmp_path, capsys):
     (tmp_path / "train_mine.py").write_text("mine")
     call(make_forks, tmp_path)
     printed = capsys.readouterr().out
-    assert f'METHODS="soft hard {" ".join(make_forks.FORKS)} mine"' in printed
-    assert f'FLAGS_mine="{make_forks.SOFT_FLAGS}"' in printed
+    assert printed.startswith(f"'METHODS=soft hard {' '.join(make_forks.FORKS)} mine' ")
+    assert f"'FLAGS_mine={make_forks.SOFT_FLAGS}'" in printed
     call(make_forks, tmp_path)  # a second time changes nothing
 
     exact_file = tmp_path / "train_exact.py"
     exact_file.write_text("edited")
     assert "train_exact.py exists" in complaint(make_forks, tmp_path)
+    call(make_forks, tmp_path, "--remove")
     assert exact_file.read_text() == "edited"
+    assert len(list(tmp_path.glob("train_*.py"))) == 2
     assert (tmp_path / "train_mine.py").read_text() == "mine"
 
 
@@ -319,7 +321,7 @@ def forks(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("forks")
     command = [sys.executable, make_forks.__file__, str(folder)]
     written = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
-    assert f'METHODS="soft hard {" ".join(make_forks.FORKS)}"' in written.stdout
+    assert written.stdout.startswith(f"'METHODS=soft hard {' '.join(make_forks.FORKS)}' ")
     sys.path.insert(0, str(folder))
     yield {name: __import__(f"train_{name}") for name in make_forks.FORKS}
     sys.path.remove(str(folder))

@@ -7,33 +7,40 @@ r"""The board: what every objective reaches on the model tests/tiny, and at what
 with two seeds each, and draws from all of them on every axis. Then it hands the folders of results,
 one for each seed, to this script, which writes a row for each method and prints the table.
 
-1) Methods are ranked by their normalized W1 on held-out families, which is averaged over the seeds.
-2) To be ranked, a method may train on no more tokens than soft. Dearer ones are listed below the
-   others, as are the untrained model and a perfect sampler.
-3) The time is that of the training alone, relative to soft's in the same run. It is shown because
-   some objectives do work that is not counted in tokens, such as drawing from the model.
-4) The lines are those in which a trainer differs from train_soft.py, its docstring aside.
+Methods are ranked by their normalized W1 on held-out families, averaged over the seeds. The others
+are listed below them, without a rank: the untrained model, a perfect sampler, and methods that
+
+1) trained on more than 1.1 times the tokens of soft (hard needs 1.06 times as many),
+2) trained on other prompts than soft, or
+3) give an invalid answer more than once in twenty: W1 would ignore those answers.
+
+"time" is that of the training alone, relative to soft's in the same run. It is shown because some
+objectives do work that is not counted in tokens, such as drawing from the model. "lines" counts the
+lines in which a trainer differs from train_soft.py, apart from its docstring.
 """
 
 import ast
 import difflib
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from readme import table, two_decimals
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import distributions
-import metrics
 from distributions import InputError
 
-UNRANKED = ("base", "target")
+MOST_TOKENS = 1.1  # relative to soft's
+LEAST_VALID = 0.95
+UNTRAINED = {"base": "the untrained model", "target": "a perfect sampler"}
 SCORES = {  # key of a row -> (axis, split, metric)
-    "w1_held_out": ("numbers", "ood", "normalized_w1"),
     "w1_unseen": ("numbers", "unseen", "normalized_w1"),
-    "excess_held_out": ("numbers", "ood", "excess_kl"),
+    "w1_held_out": ("numbers", "ood", "normalized_w1"),
     "excess_unseen": ("numbers", "unseen", "excess_kl"),
+    "excess_held_out": ("numbers", "ood", "excess_kl"),
     "valid_held_out": ("numbers", "ood", "valid_rate"),
     "unique": ("open", None, "unique_rate"),
     "exam_tv": ("mcq", None, "tv"),
@@ -44,9 +51,10 @@ SCORES = {  # key of a row -> (axis, split, metric)
 
 
 def without_docstring(source: str) -> list[str]:
-    """The lines of a script after its docstring."""
-    docstring = ast.parse(source).body[0]
-    return source.splitlines()[docstring.end_lineno :]
+    """The lines of a script after its docstring, if it has one."""
+    tree = ast.parse(source)
+    first = tree.body[0].end_lineno if ast.get_docstring(tree) else 0
+    return source.splitlines()[first:]
 
 
 def changed_lines(original: str, fork: str) -> int:
@@ -61,32 +69,36 @@ def changed_lines(original: str, fork: str) -> int:
 
 
 def idea(source: str) -> str:
-    """The first sentence of a script's docstring.
+    """The first sentence of a script's docstring, or – if it has none.
 
     >>> idea("'Use the square. It is new.'")
     'Use the square.'
     """
-    paragraph = ast.get_docstring(ast.parse(source)).partition("\n\n")[0]
-    sentence, stop, _ = " ".join(paragraph.split()).partition(". ")
+    docstring = ast.get_docstring(ast.parse(source)) or "–"
+    paragraph = " ".join(docstring.partition("\n\n")[0].split())
+    sentence, stop, _ = paragraph.partition(". ")
     return sentence + stop.strip()
 
 
 # ----------------------------------------------------------------------------------- the ranking
 
 
-def spent(folders: list[Path], method: str) -> dict[str, float]:
-    """The tokens and the seconds of a method's training, summed over the seeds."""
-    logs = [folder / method / "log.jsonl" for folder in folders]
-    steps = distributions.read_rows([log for log in logs if log.exists()], ("tokens", "seconds"))
-    return {key: sum(step[key] for step in steps) for key in ("tokens", "seconds")}
+def training(folders: list[Path], method: str) -> dict:
+    """What a method's training used: the digest of its prompts; tokens and seconds of all seeds."""
+    steps = []
+    for folder in folders:
+        steps += distributions.read_rows([folder / method / "log.jsonl"], ("tokens", "seconds"))
+    record = json.loads((folders[0] / method / "run.json").read_text(encoding="utf-8"))
+    totals = {key: sum(step[key] for step in steps) for key in ("tokens", "seconds")}
+    return {"data": record["data"], **totals}
 
 
 def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
-    """The row of a method: its scores, a list with a value for each seed, and what it cost.
+    """The row of a method: its scores, a list with a value for each seed, and what it used.
 
     A score that the method does not have is an empty list; an infinite one is null.
     """
-    row = {"method": method, "rank": None}
+    row = {"method": method}
     for key, wanted in SCORES.items():
         row[key] = [
             score["value"]
@@ -95,75 +107,101 @@ def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
             and score["method"] == method
             and score["n"]
         ]
-    if method in UNRANKED:
-        return row
+    if method in UNTRAINED:
+        return row | {"idea": UNTRAINED[method]}
 
+    used, used_by_soft = training(folders, method), training(folders, "soft")
+    row["same_data"] = used["data"] == used_by_soft["data"]
+    row["tokens"] = used["tokens"] / used_by_soft["tokens"]
+    row["time"] = used["seconds"] / used_by_soft["seconds"]
     source = (ROOT / f"train_{method}.py").read_text(encoding="utf-8")
-    cost, cost_of_soft = spent(folders, method), spent(folders, "soft")
-    row["tokens"] = cost["tokens"] / cost_of_soft["tokens"]
-    row["time"] = cost["seconds"] / cost_of_soft["seconds"]
     row["lines"] = changed_lines((ROOT / "train_soft.py").read_text(encoding="utf-8"), source)
-    row["idea"] = idea(source)
-    return row
+    return row | {"idea": idea(source)}
 
 
 def mean(values: list[float | None]) -> float:
-    """The mean over the seeds, infinite if one of them is."""
-    return float(np.mean([np.inf if value is None else value for value in values]))
+    """The mean over the seeds: infinite if one value is, and if there is none."""
+    return float(np.mean([np.inf if value is None else value for value in values or [None]]))
+
+
+def competes(row: dict) -> bool:
+    """Whether a method is ranked."""
+    return (
+        row["method"] not in UNTRAINED
+        and row["tokens"] <= MOST_TOKENS
+        and row["same_data"]
+        and bool(row["w1_held_out"])
+        and mean(row["valid_held_out"]) >= LEAST_VALID
+    )
 
 
 def ranked(entries: list[dict]) -> list[dict]:
-    """The entries in the order of the table: ranked ones, dearer ones, base and target."""
+    """The entries in the order of the table, each with its rank: a number, or null."""
 
     def place(row: dict) -> tuple:
-        dearer = row.get("tokens", 1.0) > 1.0
-        return row["method"] in UNRANKED, dearer, mean(row["w1_held_out"])
+        return not competes(row), row["method"] in UNTRAINED, mean(row["w1_held_out"])
 
     rows = sorted(entries, key=place)
-    competing = [row for row in rows if not any(place(row)[:2])]
-    for rank, row in enumerate(competing, 1):
-        row["rank"] = rank
-    return rows
+    return [{"rank": rank if competes(row) else None, **row} for rank, row in enumerate(rows, 1)]
 
 
 # -------------------------------------------------------------------------------------- the table
 
 
-def cell(values: list[float | None], digits: int = 2) -> str:
+def cell(values: list[float | None], spread: bool = False) -> str:
+    """The mean over the seeds, if wished with their standard deviation; – if there are none.
+
+    >>> cell([0.1, 0.12], spread=True), cell([0.1, None], spread=True), cell([])
+    ('0.11 ± 0.01', '∞', '–')
+    """
     if not values:
         return "–"
-    return metrics.show(None if None in values else mean(values), digits)
+    shown = two_decimals(mean(values))
+    if spread and len(values) > 1 and None not in values:
+        shown += f" ± {np.std(values, ddof=1):.2f}"
+    return shown
 
 
-def spread_cell(values: list[float | None]) -> str:
-    """The mean over the seeds, with their standard deviation if there are several."""
-    spread = ""
-    if len(values) > 1 and None not in values:
-        spread = f" ± {np.std(values, ddof=1):.2f}"
-    return cell(values) + spread
-
-
-def table(rows: list[dict]) -> list[str]:
+def board(rows: list[dict]) -> list[str]:
     """The lines of the Markdown table."""
-    heading = ["rank", "method", "norm. W1, held-out", "norm. W1, unseen"]
-    heading += ["excess KL (unseen, held-out)", "valid, held-out", "unique open answers"]
-    heading += ["TV of the correct option", "tokens", "time", "lines", "idea"]
-    lines = [heading]
+    lines = [
+        [
+            "rank",
+            "method",
+            "norm. W1, unseen",
+            "norm. W1, held-out",
+            "excess KL (unseen, held-out)",
+            "valid, held-out",
+            "unique open answers",
+            "TV of the correct option",
+            "tokens",
+            "time",
+            "lines",
+            "idea",
+        ]
+    ]
     for row in rows:
         exam = cell(row["exam_tv"])
         if row["exam_valid"] and row["method"] != "target":
             exam += f" ({mean(row['exam_valid']):.0%} valid)"
-        line = ["–" if row["rank"] is None else str(row["rank"]), row["method"]]
-        line += [spread_cell(row["w1_held_out"]), spread_cell(row["w1_unseen"])]
-        line.append(f"{cell(row['excess_unseen'])}, {cell(row['excess_held_out'])}")
-        line += [cell(row["valid_held_out"]), cell(row["unique"]), exam]
-        if row["method"] in UNRANKED:
-            name = "the untrained model" if row["method"] == "base" else "a perfect sampler"
-            line += ["–", "–", "–", name]
-        else:
-            line += [f"{row['tokens']:.2f}", f"{row['time']:.2f}", str(row["lines"]), row["idea"]]
-        lines.append(line)
-    return metrics.markdown(zip(*lines, strict=True))
+        trained = row["method"] not in UNTRAINED
+        lines.append(
+            [
+                str(row["rank"] or "–"),
+                row["method"],
+                cell(row["w1_unseen"], spread=True),
+                cell(row["w1_held_out"], spread=True),
+                f"{cell(row['excess_unseen'])}, {cell(row['excess_held_out'])}",
+                cell(row["valid_held_out"]),
+                cell(row["unique"]),
+                exam,
+                two_decimals(row["tokens"]) if trained else "–",
+                two_decimals(row["time"]) if trained else "–",
+                str(row["lines"]) if trained else "–",
+                row["idea"].replace("|", r"\|"),  # a bare | would end the cell
+            ]
+        )
+    return table(lines)
 
 
 def main() -> None:
@@ -181,7 +219,7 @@ def main() -> None:
         raise InputError("soft has no scores, and costs are relative to it; train it as well")
     rows = ranked([entry(args.folders, method, scores) for method in methods])
     distributions.write_text(args.out, distributions.to_jsonl(rows))
-    print("\n".join(table(rows)))
+    print("\n".join(board(rows)))
 
 
 if __name__ == "__main__":

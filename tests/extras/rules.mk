@@ -61,13 +61,16 @@ bench: $(RUN)/soft/adapter_config.json
 	$(PYTHON) tests/extras/speed.py --model $(MODEL) --adapter $(<D) --out $(RUN)/speed.jsonl
 endif
 
-# make_forks.py prints METHODS="..." and the FLAGS_... of the forks, for the environment of make.
-board: | extras
+# make_forks.py writes the forks, and prints METHODS and FLAGS_... for the environment of make.
+SEEDS_OF_BOARD := 0 1
+board: | venv
 	@settings=$$($(PYTHON) tests/solutions/make_forks.py .) || exit; \
-	for seed in 0 1; do \
-	  eval "$$settings $(MAKE) reproduce SEED=$$seed RUN=runs/board/seed-$$seed" || exit; \
+	for seed in $(SEEDS_OF_BOARD); do \
+	  eval "env $$settings $(MAKE) reproduce SEED=$$seed RUN=runs/board/seed-$$seed" || exit; \
 	done
-	$(PYTHON) tests/extras/board.py runs/board/seed-* --out runs/board/board.jsonl
+	$(PYTHON) tests/extras/board.py $(SEEDS_OF_BOARD:%=runs/board/seed-%) \
+	  --out runs/board/board.jsonl
+	@$(PYTHON) tests/solutions/make_forks.py . --remove
 
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) \
   $(addprefix google/gemma-3-,1b-it 4b-it 12b-it 27b-it) \

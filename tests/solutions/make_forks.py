@@ -1,15 +1,17 @@
 """Write the solutions of the exercises as forks of train_soft.py and train_hard.py.
 
-    python tests/solutions/make_forks.py .
+    python tests/solutions/make_forks.py .             # write them
+    python tests/solutions/make_forks.py . --remove    # remove them again
 
-The script writes a train_NAME.py for each entry of FORKS to the folder that is given, which must be
-that of the Makefile. It prints the settings with which `make reproduce` trains, on the embedded
-model, all trainers that are in the folder then: soft, hard, the forks and your own. `make board`
-does both. When you are done, remove the train_*.py that it wrote.
+The script writes a train_NAME.py for each entry of FORKS to the given folder, which must be the one
+that contains the Makefile. Then it prints the settings with which `make reproduce` trains, on the
+embedded model, every trainer in that folder: soft, hard, the forks and your own. `make board` runs
+this script, and `make reproduce` with those settings.
 """
 
 import ast
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +38,7 @@ FEW_FLAGS = "--limit 72 --epochs 1 --batch 4"
 FORKS = {
     "reverse": Fork(
         "train_soft.py",
-        "Train with KL(model || target), the opposite direction.",
+        "Train with KL(model ‖ target), the opposite direction.",
         SOFT_FLAGS,
         functions={"loss": "reverse.py"},
     ),
@@ -157,18 +159,34 @@ def fork(name: str) -> str:
 
 
 def settings(names: list[str]) -> str:
-    """The variables of the Makefile that train the methods; your own are trained like soft."""
-    flags = {name: FORKS[name].flags if name in FORKS else SOFT_FLAGS for name in names}
-    forks = [f'FLAGS_{name}="{flags[name]}"' for name in names if name not in ("soft", "hard")]
-    return " ".join([f'METHODS="{" ".join(names)}"', *forks])
+    """The variables of the Makefile that train the methods, quoted for a shell.
+
+    Your own trainers have the flags of soft.
+
+    >>> settings(["soft", "mine"])
+    "'METHODS=soft mine' 'FLAGS_mine=--draws 8 --branches 8'"
+    """
+    words = [f"METHODS={' '.join(names)}"]
+    for name in names:
+        flags = FORKS[name].flags if name in FORKS else SOFT_FLAGS
+        if name not in ("soft", "hard"):  # the Makefile has the flags of these
+            words.append(f"FLAGS_{name}={flags}")
+    return shlex.join(words)
 
 
 def main() -> None:
     parser = distributions.Parser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for the train_*.py: that of the Makefile")
-    out = parser.parse_args().out
+    parser.add_argument("out", type=Path, help="folder of the Makefile")
+    parser.add_argument("--remove", action="store_true", help="remove the forks that were written")
+    args = parser.parse_args()
 
-    sources = {out / f"train_{name}.py": fork(name) for name in FORKS}
+    sources = {args.out / f"train_{name}.py": fork(name) for name in FORKS}
+    if args.remove:
+        for file, source in sources.items():
+            if file.exists() and file.read_text() == source:
+                file.unlink()
+        return
+
     for file, source in sources.items():  # all of them are written, or none
         if file.exists() and file.read_text() != source:
             raise distributions.InputError(
@@ -177,7 +195,7 @@ def main() -> None:
     for file, source in sources.items():
         file.write_text(source)
 
-    found = sorted(file.stem.removeprefix("train_") for file in out.glob("train_*.py"))
+    found = sorted(file.stem.removeprefix("train_") for file in args.out.glob("train_*.py"))
     print(settings(list(dict.fromkeys(["soft", "hard", *FORKS, *found]))))
 
 

@@ -6,7 +6,8 @@ r"""Exercise 7: train on words as well as numbers, and ask about topics that wer
         FLAGS_mixed="--draws 8 --branches 8 --data runs/mixed-data/train.jsonl" \
         FLAGS_numbers="--prompts runs/mixed-data/held_out.jsonl"
 
-(--draws and --branches are what soft uses on the model tests/tiny; leave them out for another.)
+(This --data replaces the Makefile's, and these --prompts are added to the Makefile's. --draws and
+--branches are what soft uses on the model tests/tiny; leave them out for another model.)
 
 The paper trains on numbers alone, and names that as its first limitation. Here the model also
 learns from prompts about words whose probabilities are known, of two kinds:
@@ -27,7 +28,7 @@ sport. Each is asked in a wording that was trained and in one that was not. No t
 among the open questions of sample.py.
 
 Does the model choose evenly in topics that it has never trained on? Read `TV`, the total variation,
-beside the row `target`, which is what as many true draws score. And do the numbers suffer?
+beside the row `target`, the score of equally many exact draws. And do the numbers suffer?
 """
 
 import sys
@@ -41,7 +42,7 @@ import distributions
 # ---------------------------------------------------------------------------------- weighted lists
 
 LISTS = Path(__file__).parents[1] / "tiny" / "lists.txt"
-TRAINED_LISTS, HELD_OUT_LISTS = 50, 10
+N_LISTS = 60  # every sixth is held out
 
 
 def list_row(number: int, category: str, items: list[str]) -> dict:
@@ -55,7 +56,7 @@ def list_row(number: int, category: str, items: list[str]) -> dict:
     shown = [f"{text} ({weight} %)" for text, weight in zip(outputs, weights, strict=True)]
     return {
         "id": f"list-{number:03d}",
-        "split": "train" if number % 6 else "lists",  # every sixth list is held out
+        "split": "train" if number % 6 else "lists",
         "prompt": f"Choose ONE of these at random: {', '.join(shown)}. Output ONLY the answer.",
         "outputs": outputs,
         "probs": (weights / 100).tolist(),
@@ -63,10 +64,10 @@ def list_row(number: int, category: str, items: list[str]) -> dict:
 
 
 def list_rows() -> list[dict]:
-    """A prompt row for each of the first sixty lists."""
+    """A prompt row for each of the first N_LISTS lists."""
     lines = LISTS.read_text("utf-8").splitlines()
     rows = []
-    for number, line in enumerate(lines[: TRAINED_LISTS + HELD_OUT_LISTS]):
+    for number, line in enumerate(lines[:N_LISTS]):
         category, items = line.split(": ")
         rows.append(list_row(number, category, items.split(", ")))
     return rows

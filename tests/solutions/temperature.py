@@ -66,7 +66,7 @@ def median_excess(model, tokenizer, end: int, rows: list[dict]) -> dict[str, flo
     excess = {}  # split -> family -> the excess KL of its prompts
     for row in rows:
         families = excess.setdefault(row["split"], {})
-        of_family = families.setdefault(row["family"], [])
+        of_family = families.setdefault(row.get("family", row["id"]), [])
         of_family.append(excess_kl(model, tokenizer, end, row))
 
     medians = {}
