@@ -100,6 +100,20 @@ def test_a_report_is_that_of_its_scores(folder):
     assert (folder / "report.md").read_text() == "\n".join(metrics.tables(scores))
 
 
+# Rows of sample.py are kept where drawing them again would take hours.
+AXES = ("held_out", "mcq", "numbers", "open")
+WITH_ROWS = [folder for folder in RESULTS if any(folder.glob("base/*.jsonl"))]
+
+
+@pytest.mark.parametrize("folder", WITH_ROWS, ids=[folder.name for folder in WITH_ROWS])
+def test_scores_are_those_of_the_committed_rows(folder):
+    files = sorted(path for path in folder.glob("*/*.jsonl") if path.stem in AXES)
+    rows = read_rows(files)
+    metrics.check_same_prompts(rows)
+    metrics.check_same_weights(rows)
+    assert metrics.aggregate(rows) == read_rows([folder / "scores.jsonl"])
+
+
 def test_the_table_of_exercises_is_that_of_their_scores():
     rows = read_rows([ROOT / "tests/solutions/scores.jsonl"])
     assert between("exercises") == "\n".join(readme.exercises(rows))
