@@ -328,3 +328,11 @@ def test_without_matplotlib_there_is_a_one_line_error(drawn, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     line = complaint(published, "compare", drawn, "--out", tmp_path / "out")
     assert "pip install -r requirements-extras.txt" in line
+
+
+def test_the_committed_comparison_is_that_of_the_committed_rows(tmp_path):
+    pytest.importorskip("matplotlib", reason=NEEDS_EXTRAS)
+    results = ROOT / "tests" / "results"
+    call(published, "compare", *sorted(results.glob("*/*/published.jsonl")), "--out", tmp_path)
+    committed = (results / "published.md").read_text()
+    assert (tmp_path / "published.md").read_text() == committed
