@@ -58,7 +58,9 @@ def folders(tmp_path, monkeypatch) -> list:
                 steps = [{"tokens": tokens[method] / 2, "seconds": 3.0 if method == "soft" else 1}]
                 log = distributions.to_jsonl(steps * 2)
                 distributions.write_text(folder / method / "log.jsonl", log)
-                record = {"data": "its own" if method == "other" else "everyone's"}
+                # The other prompts are those of the second seed only.
+                own = method == "other" and seed == 1
+                record = {"data": "its own" if own else "everyone's"}
                 distributions.write_text(folder / method / "run.json", json.dumps(record))
         distributions.write_text(folder / "scores.jsonl", distributions.to_jsonl(rows))
         made.append(folder)
@@ -81,14 +83,19 @@ def test_the_lowest_w1_within_the_rules_comes_first(folders, tmp_path, capsys):
         ["–", "base"],
     ]
     columns = dict(zip(heading, zip(*lines, strict=True), strict=True))
-    assert columns["norm. W1, held-out"][:3] == ("0.11 ± 0.01", "0.21 ± 0.01", "∞")
-    assert columns["excess KL (unseen, held-out)"][0] == "–, 0.25"
+    assert columns["norm. W1, held-out families"][:3] == ("0.11 ± 0.01", "0.21 ± 0.01", "∞")
+    assert columns["excess KL (new parameters, held-out families)"][0] == "–, 0.25"
     assert columns["TV of the correct option"][0] == "0.12 (50% valid)"
     assert columns["unique open answers"][0] == "–"
     assert columns["tokens"][:4] == ("0.50", "1.00", "1.10", "1.10")
     assert columns["time"][:2] == ("0.33", "1.00")
     assert columns["lines"][:4] == ("1", "0", "1", "1")
-    assert columns["idea"][:4] == ("Cheap.", "Soft.", "Wild.", "Dear, but good / nice.")
+    assert columns["idea"][:3] == ("Cheap.", "Soft.", "Wild.")
+    assert columns["idea"][3:6] == (
+        "Dear, but good / nice. (Not ranked: trained on too many tokens.)",
+        "Other. (Not ranked: trained on other prompts.)",
+        "Broken. (Not ranked: too many invalid answers.)",
+    )
     assert columns["tokens"][-1] == columns["lines"][-1] == "–"
 
     rows = distributions.read_rows([out])
@@ -104,6 +111,8 @@ def test_methods_without_numbers_are_listed_and_not_ranked(folders, tmp_path, ca
     call(board, *folders, "--out", tmp_path / "board.jsonl")
     _, _, *lines = [cells_of(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 8 and {line[0] for line in lines} == {"–"}
+    ideas = [line[-1] for line in lines if line[1] == "soft"]
+    assert ideas == ["Soft. (Not ranked: no numbers drawn.)"]
 
 
 def test_costs_need_soft_and_every_log(folders, tmp_path):

@@ -118,10 +118,19 @@ def test_hotter_draws_of_words_are_named_after_their_prompts(tmp_path, mixed_pro
     distributions.write_text(prompts, distributions.to_jsonl(choices))
     arguments = ("--model", TINY, "--prompts", prompts, "--n", 5, "--out", tmp_path)
     call(temperature, "draw", "numbers", *arguments)
-    rows = distributions.read_rows([tmp_path / "T=1.5/held_out.jsonl"])
+    file = tmp_path / "T=1.5/held_out.jsonl"
+    rows = distributions.read_rows([file])
     assert [row["id"] for row in rows] == [row["id"] for row in choices]
     assert all(len(row["draws"]) == 5 for row in rows)
-    assert "already exists" in complaint(temperature, "draw", "numbers", *arguments)
+
+    # Again, with one of the three files missing: only this one is drawn, with the same answers.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T=*/held_out.jsonl")}
+    file.unlink()
+    call(temperature, "draw", "numbers", *arguments)
+    drawn = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert len(before) == 3 and drawn == [file]
+    again = distributions.read_rows([file])
+    assert [row["draws"] for row in again] == [row["draws"] for row in rows]
 
 
 def test_reverse_kl_by_hand():

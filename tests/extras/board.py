@@ -1,20 +1,19 @@
 r"""The board: what every objective reaches on the model tests/tiny, and at what cost.
 
     make board
-    python tests/extras/board.py runs/board/seed-* --out runs/board/board.jsonl
 
-`make board` trains soft, hard, the forks of tests/solutions and every train_NAME.py of your own,
+This command trains soft, hard, the forks of tests/solutions and every train_NAME.py of your own,
 with two seeds each, and draws from all of them on every axis. Then it hands the folders of results,
 one for each seed, to this script, which writes a row for each method and prints the table.
 
 Methods are ranked by their normalized W1 on held-out families, averaged over the seeds. The others
 are listed below them, without a rank: the untrained model, a perfect sampler, and methods that
 
-1) trained on more than 1.1 times the tokens of soft (hard needs 1.06 times as many),
-2) trained on other prompts than soft, or
+1) trained on different prompts from soft,
+2) trained on more than 1.1 times the tokens of soft (hard needs 1.06 times as many), or
 3) give an invalid answer more than once in twenty: W1 would ignore those answers.
 
-"time" is that of the training alone, relative to soft's in the same run. It is shown because some
+"time" is training time only, relative to soft's in the same run. It is shown because some
 objectives do work that is not counted in tokens, such as drawing from the model. "lines" counts the
 lines in which a trainer differs from train_soft.py, apart from its docstring.
 """
@@ -26,7 +25,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from readme import table, two_decimals
+from readme import BOTH_SPLITS, table, two_decimals
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -35,7 +34,7 @@ from distributions import InputError
 
 MOST_TOKENS = 1.1  # relative to soft's
 LEAST_VALID = 0.95
-UNTRAINED = {"base": "the untrained model", "target": "a perfect sampler"}
+REFERENCES = {"base": "the untrained model", "target": "a perfect sampler"}
 SCORES = {  # key of a row -> (axis, split, metric)
     "w1_unseen": ("numbers", "unseen", "normalized_w1"),
     "w1_held_out": ("numbers", "ood", "normalized_w1"),
@@ -84,13 +83,15 @@ def idea(source: str) -> str:
 
 
 def training(folders: list[Path], method: str) -> dict:
-    """What a method's training used: the digest of its prompts; tokens and seconds of all seeds."""
-    steps = []
+    """What a method's training used with each seed: the digest of its prompts, tokens, seconds."""
+    used = {"data": [], "tokens": [], "seconds": []}
     for folder in folders:
-        steps += distributions.read_rows([folder / method / "log.jsonl"], ("tokens", "seconds"))
-    record = json.loads((folders[0] / method / "run.json").read_text(encoding="utf-8"))
-    totals = {key: sum(step[key] for step in steps) for key in ("tokens", "seconds")}
-    return {"data": record["data"], **totals}
+        record = json.loads((folder / method / "run.json").read_text(encoding="utf-8"))
+        used["data"].append(record["data"])
+        steps = distributions.read_rows([folder / method / "log.jsonl"], ("tokens", "seconds"))
+        for key in ("tokens", "seconds"):
+            used[key].append(sum(step[key] for step in steps))
+    return used
 
 
 def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
@@ -98,7 +99,7 @@ def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
 
     A score that the method does not have is an empty list; an infinite one is null.
     """
-    row = {"method": method}
+    row = {"method": method, "seeds": len(folders)}
     for key, wanted in SCORES.items():
         row[key] = [
             score["value"]
@@ -107,49 +108,54 @@ def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
             and score["method"] == method
             and score["n"]
         ]
-    if method in UNTRAINED:
-        return row | {"idea": UNTRAINED[method]}
+    if method in REFERENCES:
+        return row | {"idea": REFERENCES[method]}
 
     used, used_by_soft = training(folders, method), training(folders, "soft")
     row["same_data"] = used["data"] == used_by_soft["data"]
-    row["tokens"] = used["tokens"] / used_by_soft["tokens"]
-    row["time"] = used["seconds"] / used_by_soft["seconds"]
+    row["tokens"] = sum(used["tokens"]) / sum(used_by_soft["tokens"])
+    row["time"] = sum(used["seconds"]) / sum(used_by_soft["seconds"])
     source = (ROOT / f"train_{method}.py").read_text(encoding="utf-8")
     row["lines"] = changed_lines((ROOT / "train_soft.py").read_text(encoding="utf-8"), source)
     return row | {"idea": idea(source)}
 
 
 def mean(values: list[float | None]) -> float:
-    """The mean over the seeds: infinite if one value is, and if there is none."""
+    """The mean over the seeds: infinite if any value is null, and if there are none."""
     return float(np.mean([np.inf if value is None else value for value in values or [None]]))
 
 
-def competes(row: dict) -> bool:
-    """Whether a method is ranked."""
-    return (
-        row["method"] not in UNTRAINED
-        and row["tokens"] <= MOST_TOKENS
-        and row["same_data"]
-        and bool(row["w1_held_out"])
-        and mean(row["valid_held_out"]) >= LEAST_VALID
-    )
+def reason_not_ranked(row: dict) -> str:
+    """Why a method has no rank: a few words, which are empty if it has one."""
+    if row["method"] in REFERENCES:
+        return "for comparison"
+    if not row["same_data"]:
+        return "trained on other prompts"
+    if row["tokens"] > MOST_TOKENS:
+        return "trained on too many tokens"
+    if len(row["w1_held_out"]) < row["seeds"]:
+        return "no numbers drawn"
+    if mean(row["valid_held_out"]) < LEAST_VALID:
+        return "too many invalid answers"
+    return ""
 
 
 def ranked(entries: list[dict]) -> list[dict]:
-    """The entries in the order of the table, each with its rank: a number, or null."""
+    """The entries in the order of the table, each with its rank, or null and the reason."""
 
     def place(row: dict) -> tuple:
-        return not competes(row), row["method"] in UNTRAINED, mean(row["w1_held_out"])
+        return bool(row["not_ranked"]), row["method"] in REFERENCES, mean(row["w1_held_out"])
 
-    rows = sorted(entries, key=place)
-    return [{"rank": rank if competes(row) else None, **row} for rank, row in enumerate(rows, 1)]
+    rows = [row | {"not_ranked": reason_not_ranked(row)} for row in entries]
+    rows.sort(key=place)
+    return [{"rank": None if row["not_ranked"] else i, **row} for i, row in enumerate(rows, 1)]
 
 
 # -------------------------------------------------------------------------------------- the table
 
 
 def cell(values: list[float | None], spread: bool = False) -> str:
-    """The mean over the seeds, if wished with their standard deviation; – if there are none.
+    """The mean over the seeds, optionally with their standard deviation; – if there are none.
 
     >>> cell([0.1, 0.12], spread=True), cell([0.1, None], spread=True), cell([])
     ('0.11 ± 0.01', '∞', '–')
@@ -168,10 +174,10 @@ def board(rows: list[dict]) -> list[str]:
         [
             "rank",
             "method",
-            "norm. W1, unseen",
-            "norm. W1, held-out",
-            "excess KL (unseen, held-out)",
-            "valid, held-out",
+            "norm. W1, new parameters",
+            "norm. W1, held-out families",
+            f"excess KL {BOTH_SPLITS}",
+            "valid, held-out families",
             "unique open answers",
             "TV of the correct option",
             "tokens",
@@ -184,7 +190,10 @@ def board(rows: list[dict]) -> list[str]:
         exam = cell(row["exam_tv"])
         if row["exam_valid"] and row["method"] != "target":
             exam += f" ({mean(row['exam_valid']):.0%} valid)"
-        trained = row["method"] not in UNTRAINED
+        trained = row["method"] not in REFERENCES
+        idea_cell = row["idea"].replace("|", r"\|")  # a bare | would end the cell
+        if trained and row["not_ranked"]:
+            idea_cell += f" (Not ranked: {row['not_ranked']}.)"
         lines.append(
             [
                 str(row["rank"] or "–"),
@@ -198,7 +207,7 @@ def board(rows: list[dict]) -> list[str]:
                 two_decimals(row["tokens"]) if trained else "–",
                 two_decimals(row["time"]) if trained else "–",
                 str(row["lines"]) if trained else "–",
-                row["idea"].replace("|", r"\|"),  # a bare | would end the cell
+                idea_cell,
             ]
         )
     return table(lines)

@@ -27,16 +27,17 @@ import distributions
 import metrics
 from distributions import InputError
 
+SPLITS = ("unseen", "ood")
+BOTH_SPLITS = "(new parameters, held-out families)"
 METHODS = {"base": "base", "soft": "soft", "target": "a perfect sampler"}  # of the headline
 HEADLINE = (
     "model",
     "method",
-    "norm. W1 (unseen, held-out)",
-    "excess KL (unseen, held-out)",
+    f"norm. W1 {BOTH_SPLITS}",
+    f"excess KL {BOTH_SPLITS}",
     "unique open answers",
     "TV of the correct option",
 )
-SPLITS = ("unseen", "ood")
 
 # The defaults of the trainers, which are the paper's recipe. The tests compare them to the code.
 DEFAULTS = {"batch": 32, "branches": 1, "lr": 2e-4, "seed": 0}
@@ -196,7 +197,7 @@ def exercises(scores: list[dict]) -> list[str]:
     columns = (("excess_kl", SPLITS), ("normalized_w1", SPLITS), ("valid_rate", SPLITS))
     cells = first_of_each(scores, ("method", "split", "metric"))
 
-    lines = [["method", *(f"{name} (unseen, held-out)" for name in names)]]
+    lines = [["method", *(f"{name} {BOTH_SPLITS}" for name in names)]]
     for method in dict.fromkeys(score["method"] for score in scores):
         lines.append([method, *score_pairs(cells, method, columns)])
     return table(lines)
@@ -208,7 +209,7 @@ def words(scores: list[dict]) -> list[str]:
     It has a line for each method of the models that were asked them.
     """
     heading = ["model", "method", "TV (lists, choices)", "valid (lists, choices)"]
-    heading.append("excess KL of numbers (unseen, held-out)")
+    heading.append(f"excess KL of numbers {BOTH_SPLITS}")
     of_words = ("lists", "words")
     columns = (("tv", of_words), ("valid_rate", of_words), ("excess_kl", SPLITS))
 

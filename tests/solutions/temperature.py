@@ -10,12 +10,13 @@ of a grid.
 
 `draw` asks the untrained model at the temperatures 1.25, 1.5 and 2. For each it writes rows like
 those of sample.py, with the method "T=1.25" and so on, to DIR/T=1.25/mcq.jsonl. (The method `base`
-is temperature 1.) For the axis `numbers`, give --prompts; the rows get that file's name.
+is temperature 1.) For the axis `numbers`, give a file of --prompts; the files of rows get its name.
+After an interruption, the same command continues.
 
 `picture` compares all methods by two scores that pull in opposite directions: a higher temperature
 spreads the answers more evenly, but fewer of them are valid. There is a panel for exams, and one
 for choices from closed sets of words, the split "words" of exercise 7. A perfect sampler stands at
-the top right, but for sampling noise. This command needs requirements-extras.txt.
+the top right, apart from sampling noise. This command needs requirements-extras.txt.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "extras")]
@@ -94,25 +94,31 @@ HOTTER = (1.25, 1.5, 2.0)
 
 
 def draw(args) -> None:
-    """Draw at each temperature, and write a file of rows for each."""
+    """Draw at each temperature, and write a file of rows for each, unless it is there."""
     prompts = sample.prompt_rows(args)
     name = Path(args.prompts[0]).stem if args.prompts else args.axis
-    files = {t: args.out / f"T={t:g}" / f"{name}.jsonl" for t in HOTTER}
-    for file in files.values():
-        distributions.must_be_new(file)
-
     model, tokenizer, end = trie.load(args.model)
-    weights = sample.checksum(trie.identity(args.model))[:12]
     last_layer = model.get_output_embeddings()
-    for temperature, file in files.items():
-        source = {"model": args.model, "method": file.parent.name, "axis": args.axis}
-        source |= {"seed": args.seed, "weights": weights}
-        hook = last_layer.register_forward_hook(dividing_hook(temperature))
-        rows = []
-        for prompt in tqdm(prompts, file.parent.name):
-            rows += sample.answer(model, tokenizer, end, [prompt], args)
-        hook.remove()
-        distributions.write_text(file, distributions.to_jsonl(row | source for row in rows))
+
+    identity = trie.identity(args.model)
+    inputs = {"prompts": sample.checksum(distributions.to_jsonl(prompts)), "model": identity}
+    source = {"model": args.model, "axis": args.axis, "seed": args.seed}
+    source["weights"] = sample.checksum(identity)[:12]
+
+    for temperature in HOTTER:
+        method = f"T={temperature:g}"
+        file = Path(args.out) / method / f"{name}.jsonl"
+        if file.exists():
+            print(f"{file} is there already")
+            continue
+
+        def answer_some(some: list[dict], method=method) -> list[dict]:
+            rows = sample.answer(model, tokenizer, end, some, args)
+            return [row | source | {"method": method} for row in rows]
+
+        together = max(1, args.rows // args.n)  # prompts per call of trie.walk
+        with last_layer.register_forward_hook(dividing_hook(temperature)):
+            sample.write_rows(file, args, inputs, prompts, answer_some, together)
 
 
 # ------------------------------------------------------------------------------------ the picture
@@ -156,6 +162,8 @@ def draw_panel(panel, found: dict[str, tuple[float, float]]) -> None:
 
 def save_picture(args) -> None:
     rows = distributions.read_rows(args.files, ("id", "method", "axis", "draws"))
+    metrics.check_same_prompts(rows)
+    metrics.check_same_weights(rows)
     scores = metrics.aggregate(rows)
     panels = {title: points(scores, *key) for key, title in PANELS.items()}
     panels = {title: found for title, found in panels.items() if "base" in found}
@@ -185,11 +193,11 @@ def main() -> None:
     add = drawing.add_argument
     add("axis", choices=list(sample.AXES))
     add("--model", required=True, help="hub id or folder of a chat model")
-    add("--prompts", nargs="+", metavar="FILE", help="files of prompts, as for sample.py")
+    add("--prompts", nargs=1, metavar="FILE", help="a file of prompts, as for sample.py")
     add("--n", type=int, help="answers to each prompt (as in sample.py)")
     add("--rows", type=int, default=256, help="at most this many draws at once (256)")
     add("--seed", type=int, default=0, help="seed for the draws (0)")
-    add("--out", required=True, type=Path, metavar="DIR", help="the model's folder of results")
+    add("--out", required=True, metavar="DIR", help="the model's folder of results")
 
     picture = commands.add_parser("picture", help="a picture of all methods")
     picture.add_argument("files", nargs="+", metavar="FILE", help="rows of one model")
