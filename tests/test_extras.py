@@ -328,6 +328,7 @@ def scores_of(model: str) -> list[dict]:
         for split, excess in (("unseen", 2.5), ("ood", -0.001)):
             scores.append(scored(model, method, "numbers", split, "normalized_w1", w1))
             scores.append(scored(model, method, "numbers", split, "excess_kl", excess))
+            scores.append(scored(model, method, "numbers", split, "cdf_gap", i / 8))
         if method != "target":
             enough = 500 if method == "base" else 0
             scores.append(scored(model, method, "open", None, "unique_rate", 0.25))
@@ -343,15 +344,15 @@ def test_the_headline_has_three_rows_for_each_model():
     ]
     lines = readme.headline([*scores_of("folder/a"), *perfect, *scores_of("b")])
     heading, _, *table = [cells_of(line) for line in lines]
-    assert len(heading) == 6 and all(len(line) == 6 for line in table)
+    assert len(heading) == 7 and all(len(line) == 7 for line in table)
     methods = ["base", "soft", "a perfect sampler"]
     assert [line[:2] for line in table] == [[model, m] for model in "ab" for m in methods]
 
     base, soft, target = (line[2:] for line in table[:3])
-    assert base == ["∞, ∞", "2.50, 0.00", "0.25", "0.30 (50% valid)"]
-    assert soft == ["0.30, 0.30", "2.50, 0.00", "0.25", "– (50% valid)"]
-    assert target == ["0.40, 0.40", "2.50, 0.00", "–", "0.02"]
-    assert table[-1][2:] == ["0.40, 0.40", "2.50, 0.00", "–", "–"]  # without a row on mcq
+    assert base == ["2.50, 0.00", "0.00, 0.00", "∞, ∞", "0.25", "0.30 (50% valid)"]
+    assert soft == ["2.50, 0.00", "0.38, 0.38", "0.30, 0.30", "0.25", "– (50% valid)"]
+    assert target == ["2.50, 0.00", "0.50, 0.50", "0.40, 0.40", "–", "0.02"]
+    assert table[-1][2:] == ["2.50, 0.00", "0.50, 0.50", "0.40, 0.40", "–", "–"]  # not on mcq
 
 
 def test_the_headline_shows_the_first_of_several_seeds():

@@ -33,8 +33,9 @@ METHODS = {"base": "base", "soft": "soft", "target": "a perfect sampler"}  # of 
 HEADLINE = (
     "model",
     "method",
-    f"norm. W1 {BOTH_SPLITS}",
-    f"excess KL {BOTH_SPLITS}",
+    "excess KL",
+    "CDF gap",
+    "norm. W1",
     "unique open answers",
     "TV of the correct option",
 )
@@ -94,7 +95,7 @@ def headline(scores: list[dict]) -> list[str]:
             if (model, method) not in scored:
                 continue
             line = [model.split("/")[-1], name]
-            for metric in ("normalized_w1", "excess_kl"):
+            for metric in ("excess_kl", "cdf_gap", "normalized_w1"):
                 pair = [cells.get((model, method, "numbers", split, metric)) for split in SPLITS]
                 line.append(", ".join(short(score) for score in pair))
             line.append(short(cells.get((model, method, "open", None, "unique_rate"))))
