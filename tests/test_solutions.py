@@ -123,6 +123,11 @@ def test_hotter_draws_of_words_are_named_after_their_prompts(tmp_path, mixed_pro
     assert [row["id"] for row in rows] == [row["id"] for row in choices]
     assert all(len(row["draws"]) == 5 for row in rows)
 
+    # They can be compared with rows of sample.py.
+    base = tmp_path / "base/held_out.jsonl"
+    call(sample, "numbers", "--model", TINY, "--prompts", prompts, "--n", 5, "--out", base)
+    metrics.check_same_prompts(distributions.read_rows([file, base]))
+
     # Again, with one of the three files missing: only this one is drawn, with the same answers.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T=*/held_out.jsonl")}
     file.unlink()

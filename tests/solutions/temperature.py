@@ -104,6 +104,8 @@ def draw(args) -> None:
     inputs = {"prompts": sample.checksum(distributions.to_jsonl(prompts)), "model": identity}
     source = {"model": args.model, "axis": args.axis, "seed": args.seed}
     source["weights"] = sample.checksum(identity)[:12]
+    if args.axis == "numbers":
+        source["bins"] = args.bins
 
     for temperature in HOTTER:
         method = f"T={temperature:g}"
