@@ -112,7 +112,7 @@ def test_methods_without_numbers_are_listed_and_not_ranked(folders, tmp_path, ca
     _, _, *lines = [cells_of(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 8 and {line[0] for line in lines} == {"–"}
     ideas = [line[-1] for line in lines if line[1] == "soft"]
-    assert ideas == ["Soft. (Not ranked: no numbers drawn.)"]
+    assert ideas == ["Soft. (Not ranked: numbers not drawn with every seed.)"]
 
 
 def test_costs_need_soft_and_every_log(folders, tmp_path):

@@ -121,12 +121,12 @@ def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
 
 
 def mean(values: list[float | None]) -> float:
-    """The mean over the seeds: infinite if any value is null, and if there are none."""
+    """The mean over the seeds: infinite if any value is null, or if there are none."""
     return float(np.mean([np.inf if value is None else value for value in values or [None]]))
 
 
 def reason_not_ranked(row: dict) -> str:
-    """Why a method has no rank: a few words, which are empty if it has one."""
+    """Why a method has no rank, in a few words; empty if it has one."""
     if row["method"] in REFERENCES:
         return "for comparison"
     if not row["same_data"]:
@@ -134,7 +134,7 @@ def reason_not_ranked(row: dict) -> str:
     if row["tokens"] > MOST_TOKENS:
         return "trained on too many tokens"
     if len(row["w1_held_out"]) < row["seeds"]:
-        return "no numbers drawn"
+        return "numbers not drawn with every seed"
     if mean(row["valid_held_out"]) < LEAST_VALID:
         return "too many invalid answers"
     return ""
