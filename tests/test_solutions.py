@@ -362,6 +362,16 @@ def test_smooth_is_hard_with_a_tenth_of_the_target_on_all_tokens(forks):
     assert torch.allclose(forks["smooth"].loss(logits, batch), expected)
 
 
+def test_early_halves_the_weight_from_token_to_token(forks):
+    """A path of two tokens, with one child each: the losses -log p count 2/3 and 1/3."""
+    logits = torch.randn(1, 2, 7)
+    batch = {"completions": torch.tensor([[1, 2]]), "q": torch.ones(1, 2, 1)}
+    batch["tokens"] = batch["completions"][..., None]
+    first, second = -logits[0].log_softmax(-1)[[0, 1], [1, 2]]
+    expected = (2 * first + second) / 3
+    assert torch.allclose(forks["early"].loss(logits, batch), expected)
+
+
 def trained(forks, name: str, folder: Path, data: Path, *flags) -> list[dict]:
     """The log of a fork, trained briefly on the embedded model, where its loss must fall.
 
@@ -376,13 +386,16 @@ def trained(forks, name: str, folder: Path, data: Path, *flags) -> list[dict]:
     return log
 
 
-@pytest.mark.parametrize("name", ["reverse", "few", "exact", "smooth"])
+@pytest.mark.parametrize("name", ["reverse", "few", "exact", "smooth", "batch8", "early", "mlp"])
 def test_every_fork_trains(forks, data, tmp_path, name):
     flags = ("--limit", 48, "--batch", 6)
     log = trained(forks, name, tmp_path, data / "train.jsonl", *flags)
     assert len(log) == 8
     if name == "exact":
         assert all(entry["floor"] == 0 for entry in log)
+    if name == "mlp":
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert {"q_proj", "o_proj", "gate_proj", "down_proj"} <= set(config["target_modules"])
 
 
 def test_all_trains(forks, data, tmp_path):

@@ -80,6 +80,31 @@ FORKS = {
             ]
         },
     ),
+    "batch8": Fork(
+        "train_soft.py",
+        "Take four times as many steps, of eight prompts each.",
+        f"{SOFT_FLAGS} --batch 8",
+    ),
+    "early": Fork(
+        "train_soft.py",
+        "Weight each token of an answer half as much as the one before it.",
+        SOFT_FLAGS,
+        pieces={
+            '"weight": 1, "floor": floor': '"weight": 1',  # which holds for equal weights only
+            "return (kl * real).sum(1) / real.sum(1)": (
+                "share = real * 0.5 ** torch.arange(real.shape[1], device=real.device)\n"
+                "    return (kl * share).sum(1) / share.sum(1)"
+            ),
+        },
+    ),
+    "mlp": Fork(
+        "train_soft.py",
+        "Train LoRA on the MLP layers too, in steps of eight prompts.",
+        f"{SOFT_FLAGS} --batch 8",
+        pieces={
+            'target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]': 'target_modules="all-linear"'
+        },
+    ),
 }
 
 
