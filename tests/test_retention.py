@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -252,6 +253,7 @@ def test_the_harness_does_not_think_and_does_not_know_the_date(tmp_path, monkeyp
 
     def run(command, **options):
         commands.append(command)
+        return subprocess.CompletedProcess(command, returncode=1)
 
     monkeypatch.setattr(retention.subprocess, "run", run)
     with pytest.raises(InputError, match="lm_eval failed"):
@@ -261,6 +263,17 @@ def test_the_harness_does_not_think_and_does_not_know_the_date(tmp_path, monkeyp
     expected = {"enable_thinking": False, "reasoning_effort": "low", "date_string": "26 Jul 2024"}
     assert options["chat_template_args"] == expected
     assert "--apply_chat_template" in command
+
+
+def test_a_harness_that_runs_out_of_memory_is_one_line(tmp_path, monkeypatch):
+    """The system kills such a process; here, the process kills itself."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(retention.sys, "executable", str(python))
+    with pytest.raises(InputError, match="lack of memory; try a smaller --batch"):
+        retention.harness(TINY, None, "tinyMMLU", "8", False, tmp_path)
 
 
 def accuracy_by_hand(model, tokenizer, scratch: Path, chat: bool) -> float:

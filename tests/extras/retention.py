@@ -25,6 +25,7 @@ import importlib.util
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,8 +151,12 @@ def harness(
     if not gp_irt:
         command += ["--include_path", "tasks"]  # those that prepare() wrote
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "--output_path", f"{folder}/found.json"], cwd=scratch)
+        done = subprocess.run([*command, "--output_path", f"{folder}/found.json"], cwd=scratch)
         files = list(Path(folder).glob("*.json"))  # the harness adds the time to the name
+        if not files and done.returncode == -signal.SIGKILL:
+            raise distributions.InputError(
+                "lm_eval was killed, probably for lack of memory; try a smaller --batch"
+            )
         if not files:
             raise distributions.InputError("lm_eval failed; see above")
         return read_scores(json.loads(files[0].read_text()), gp_irt)
@@ -330,7 +335,7 @@ def main() -> None:
     parser = distributions.Parser(description=__doc__)
     add = parser.add_argument
     several = {"nargs": "+", "action": "extend", "default": []}
-    batch = "auto" if torch.cuda.is_available() else "8"
+    batch = "auto" if torch.cuda.is_available() else "2"
     add("--model", required=True, help="hub id or folder of a chat model")
     add("--adapter", **several, metavar="DIR", help="PEFT folders, whose names are the methods")
     add("--tasks", nargs="+", help="tasks of the harness, or paloma_X (default: the paper's)")
