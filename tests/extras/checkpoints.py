@@ -213,7 +213,8 @@ def main() -> None:
     finally:
         with contextlib.suppress(OSError):  # rmdir removes an empty folder only
             out.parent.rmdir()
-    print(f"{out}: {parameters / 1e6:.0f} million parameters, mostly 4-bit weights expanded to float32.")
+    millions = f"{parameters / 1e6:.0f} million"
+    print(f"{out}: {millions} weights, mostly of 4 bits, expanded to float32.")
     print(f"The original, whose scores differ a little, is {checkpoint.original} on the hub.")
 
 
