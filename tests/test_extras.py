@@ -279,16 +279,17 @@ def test_tables_go_between_the_markers_and_nowhere_else(rows, tmp_path):
     call(metrics, *rows.glob("*/*.jsonl"), "--out", scores_file)
     scores = read_rows([scores_file])
     headline = "\n".join(readme.headline(scores)) + "\n"
-    exercises = "\n".join(readme.exercises(scores)) + "\n"
+    board_file = ROOT / "tests" / "results" / "board.jsonl"
+    board = "\n".join(readme.board(read_rows([board_file]))) + "\n"
 
     def page_of(first, second):
-        first, second = block("headline", first), block("exercises", second)
+        first, second = block("headline", first), block("board", second)
         return f"first\n{first}\nmiddle\n{second}\nlast\n"
 
     page.write_text(page_of("old\n", ""))
     for _ in range(2):  # a second time changes nothing
-        call(readme, page, "--results", tmp_path, "--exercises", scores_file)
-        assert page.read_text() == page_of(headline, exercises)
+        call(readme, page, "--results", tmp_path, "--board", board_file)
+        assert page.read_text() == page_of(headline, board)
 
     page.write_text("only\n" + block("headline", ""))
     call(readme, page, "--results", tmp_path)
@@ -373,20 +374,19 @@ def test_words_stand_beside_what_they_cost_in_numbers():
     assert table[1] == ["a", "mine", "0.12, 0.25", "0.50, 1.00", "2.50, 0.00"]
 
 
-def test_perplexities_of_several_models_are_kept_apart(tmp_path):
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder, value in zip(folders, (2.0, 4.0), strict=True):
+def test_each_model_has_its_own_table_of_benchmarks(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, value in zip(folders[:2], (2.0, 4.0), strict=True):
         row = {"model": f"models/{folder.name}", "task": "LICENSE", "n": 262}
         row |= {"method": "base", "metric": "token perplexity", "value": value}
         soft = row | {"method": "soft", "value": value + 1}
-        other = row | {"task": "ifeval", "metric": "accuracy"}
-        written = [row, soft, other] if folder.name == "a" else [row]
-        write_text(folder / "perplexity.jsonl", to_jsonl(written))
-    heading, _, *table = [cells_of(line) for line in readme.perplexity(folders)]
-    assert heading == ["model", "text", "tokens", "base", "soft"]
-    assert table == [
-        ["a", "LICENSE", "262", "2.00", "3.00"],
-        ["b", "LICENSE", "262", "4.00", "–"],
+        write_text(folder / "retention.jsonl", to_jsonl([row, soft]))
+    lines = readme.benchmarks(folders)
+    assert [line for line in lines if "|" not in line] == ["`a`:", "", "", "`b`:", ""]
+    tables = [cells_of(line) for line in lines if "LICENSE" in line]
+    assert tables == [
+        ["LICENSE", "token perplexity", "262", "2.000", "3.000", "+1.000"],
+        ["LICENSE", "token perplexity", "262", "4.000", "5.000", "+1.000"],
     ]
 
 

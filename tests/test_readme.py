@@ -16,8 +16,9 @@ import tomllib
 import pytest
 from conftest import ENV, FILES, ROOT
 
-sys.path.insert(0, str(ROOT / "tests" / "extras"))
+sys.path[:0] = [str(ROOT / "tests" / "extras"), str(ROOT / "tests" / "solutions")]
 
+import make_forks
 import readme
 
 import distributions
@@ -89,10 +90,7 @@ def test_the_tables_are_those_of_the_committed_results():
     assert between("headline") == "\n".join(readme.headline(scores))
     assert between("costs") == "\n".join(readme.costs(RESULTS))
     assert between("words") == "\n".join(readme.words(scores))
-    if readme.perplexity_files(RESULTS):
-        assert between("perplexity") == "\n".join(readme.perplexity(RESULTS))
-    else:
-        assert "<!-- perplexity -->" not in README
+    assert between("retention") == "\n".join(readme.benchmarks(RESULTS))
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=[folder.name for folder in RESULTS])
@@ -115,10 +113,12 @@ def test_scores_are_those_of_the_committed_rows(folder):
     assert metrics.aggregate(rows) == read_rows([folder / "scores.jsonl"])
 
 
-def test_the_table_of_exercises_is_that_of_their_scores():
-    rows = read_rows([ROOT / "tests/solutions/scores.jsonl"])
-    assert between("exercises") == "\n".join(readme.exercises(rows))
-    assert {"base", "soft", "hard", "onpolicy", "target"} <= {row["method"] for row in rows}
+def test_the_board_is_that_of_its_rows():
+    """It ranks soft, hard and every fork of the solutions that keeps to the rules."""
+    rows = read_rows([ROOT / "tests/results/board.jsonl"])
+    assert between("board") == "\n".join(readme.board(rows))
+    assert {"base", "soft", "hard", "target", *make_forks.FORKS} == {row["method"] for row in rows}
+    assert [row["method"] for row in rows if row["rank"]] != []
 
 
 def cells_of(line: str) -> list[str]:

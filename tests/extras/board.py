@@ -24,8 +24,7 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-from readme import BOTH_SPLITS, table, two_decimals
+from readme import REFERENCES, board, mean
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -34,7 +33,6 @@ from distributions import InputError
 
 MOST_TOKENS = 1.1  # relative to soft's
 LEAST_VALID = 0.95
-REFERENCES = {"base": "the untrained model", "target": "a perfect sampler"}
 SCORES = {  # key of a row -> (axis, split, metric)
     "w1_unseen": ("numbers", "unseen", "normalized_w1"),
     "w1_held_out": ("numbers", "ood", "normalized_w1"),
@@ -120,11 +118,6 @@ def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
     return row | {"idea": idea(source)}
 
 
-def mean(values: list[float | None]) -> float:
-    """The mean over the seeds: infinite if any value is null, or if there are none."""
-    return float(np.mean([np.inf if value is None else value for value in values or [None]]))
-
-
 def reason_not_ranked(row: dict) -> str:
     """Why a method has no rank, in a few words; empty if it has one."""
     if row["method"] in REFERENCES:
@@ -149,68 +142,6 @@ def ranked(entries: list[dict]) -> list[dict]:
     rows = [row | {"not_ranked": reason_not_ranked(row)} for row in entries]
     rows.sort(key=place)
     return [{"rank": None if row["not_ranked"] else i, **row} for i, row in enumerate(rows, 1)]
-
-
-# -------------------------------------------------------------------------------------- the table
-
-
-def cell(values: list[float | None], spread: bool = False) -> str:
-    """The mean over the seeds, optionally with their standard deviation; – if there are none.
-
-    >>> cell([0.1, 0.12], spread=True), cell([0.1, None], spread=True), cell([])
-    ('0.11 ± 0.01', '∞', '–')
-    """
-    if not values:
-        return "–"
-    shown = two_decimals(mean(values))
-    if spread and len(values) > 1 and None not in values:
-        shown += f" ± {np.std(values, ddof=1):.2f}"
-    return shown
-
-
-def board(rows: list[dict]) -> list[str]:
-    """The lines of the Markdown table."""
-    lines = [
-        [
-            "rank",
-            "method",
-            "norm. W1, new parameters",
-            "norm. W1, held-out families",
-            f"excess KL {BOTH_SPLITS}",
-            "valid, held-out families",
-            "unique open answers",
-            "TV of the correct option",
-            "tokens",
-            "time",
-            "lines",
-            "idea",
-        ]
-    ]
-    for row in rows:
-        exam = cell(row["exam_tv"])
-        if row["exam_valid"] and row["method"] != "target":
-            exam += f" ({mean(row['exam_valid']):.0%} valid)"
-        trained = row["method"] not in REFERENCES
-        idea_cell = row["idea"].replace("|", r"\|")  # a bare | would end the cell
-        if trained and row["not_ranked"]:
-            idea_cell += f" (Not ranked: {row['not_ranked']}.)"
-        lines.append(
-            [
-                str(row["rank"] or "–"),
-                row["method"],
-                cell(row["w1_unseen"], spread=True),
-                cell(row["w1_held_out"], spread=True),
-                f"{cell(row['excess_unseen'])}, {cell(row['excess_held_out'])}",
-                cell(row["valid_held_out"]),
-                cell(row["unique"]),
-                exam,
-                two_decimals(row["tokens"]) if trained else "–",
-                two_decimals(row["time"]) if trained else "–",
-                str(row["lines"]) if trained else "–",
-                idea_cell,
-            ]
-        )
-    return table(lines)
 
 
 def main() -> None:

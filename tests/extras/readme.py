@@ -1,7 +1,7 @@
 r"""Write the tables of a Markdown file between its marker lines, from files of scores.
 
     python tests/extras/readme.py README.md --results tests/results/*/ \
-        --exercises tests/solutions/scores.jsonl
+        --board tests/results/board.jsonl
     python tests/extras/readme.py page.md --results runs/tiny
 
 A file may have any of these pairs of marker lines. Nothing outside them is changed.
@@ -9,12 +9,12 @@ A file may have any of these pairs of marker lines. Nothing outside them is chan
 <!-- headline --> … <!-- /headline -->      base, soft and a perfect sampler of each model
 <!-- costs --> … <!-- /costs -->            what each training cost, and with which options
 <!-- words --> … <!-- /words -->            the lists and choices of tests/solutions/mixed.py
-<!-- perplexity --> … <!-- /perplexity -->  the token perplexities of retention.py --texts
-<!-- exercises --> … <!-- /exercises -->    the forks of tests/solutions, from --exercises FILE
+<!-- retention --> … <!-- /retention -->    the benchmarks and perplexities of retention.py
+<!-- board --> … <!-- /board -->            the objectives that board.py ranked, from --board FILE
 
 The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and
-its perplexity.jsonl if there is one. The tables follow the order of the folders. All scores come
-from metrics.py and retention.py.
+its retention.jsonl if there is one. The tables follow the order of the folders. All scores come
+from metrics.py, retention.py and board.py.
 """
 
 import json
@@ -22,7 +22,11 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import retention
+
 import distributions
 import metrics
 from distributions import InputError
@@ -39,6 +43,9 @@ HEADLINE = (
     "unique open answers",
     "TV of the correct option",
 )
+
+# The board's methods that are not trained.
+REFERENCES = {"base": "the untrained model", "target": "a perfect sampler"}
 
 # The defaults of the trainers, which are the paper's recipe. The tests compare them to the code.
 DEFAULTS = {"batch": 32, "branches": 1, "lr": 2e-4, "seed": 0}
@@ -162,46 +169,25 @@ def costs(folders: list[Path]) -> list[str]:
     return table(lines)
 
 
-def perplexity_files(folders: list[Path]) -> list[Path]:
-    files = [folder / "perplexity.jsonl" for folder in folders]
+def retention_files(folders: list[Path]) -> list[Path]:
+    files = [folder / "retention.jsonl" for folder in folders]
     return [file for file in files if file.exists()]
 
 
-def perplexity(folders: list[Path]) -> list[str]:
-    """A table of token perplexities: a line for each model and text, a column for each method."""
-    rows = distributions.read_rows(perplexity_files(folders))
-    rows = [row for row in rows if "perplexity" in row["metric"]]
-    cells = first_of_each(rows, ("model", "task", "method"))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-
-    lines = [["model", "text", "tokens", *methods]]
-    for model, task in dict.fromkeys((row["model"], row["task"]) for row in rows):
-        scores = [cells.get((model, task, method)) for method in methods]
-        values = ["–" if score is None else f"{score['value']:.2f}" for score in scores]
-        tokens = str(cells[model, task, "base"]["n"])
-        lines.append([Path(model).name, task, tokens, *values])
-    return table(lines)
+def benchmarks(folders: list[Path]) -> list[str]:
+    """A table of retention.py for each model that has one, below the model's name."""
+    lines = []
+    for file in retention_files(folders):
+        rows = distributions.read_rows([file])
+        name = Path(rows[0]["model"]).name
+        lines += [f"`{name}`:", "", *retention.table(rows), ""]
+    return lines[:-1]
 
 
 def score_pairs(cells: dict, method: str, columns: tuple) -> list[str]:
     """Cells of two values each, such as "0.19, 0.21", for columns of (metric, splits)."""
     pairs = [[cells.get((method, split, metric)) for split in splits] for metric, splits in columns]
     return [", ".join(short(score) for score in pair) for pair in pairs]
-
-
-def exercises(scores: list[dict]) -> list[str]:
-    """A table with a line for each method of the exercises.
-
-    Each cell has two values: new parameters, then held-out families.
-    """
-    names = ("excess KL", "norm. W1", "valid")
-    columns = (("excess_kl", SPLITS), ("normalized_w1", SPLITS), ("valid_rate", SPLITS))
-    cells = first_of_each(scores, ("method", "split", "metric"))
-
-    lines = [["method", *(f"{name} {BOTH_SPLITS}" for name in names)]]
-    for method in dict.fromkeys(score["method"] for score in scores):
-        lines.append([method, *score_pairs(cells, method, columns)])
-    return table(lines)
 
 
 def words(scores: list[dict]) -> list[str]:
@@ -222,6 +208,76 @@ def words(scores: list[dict]) -> list[str]:
         name = METHODS.get(method, method)
         lines.append([Path(model).name, name, *score_pairs(cells, method, columns)])
     return table(lines)
+
+
+# ---------------------------------------------------------------------------------------- the board
+
+
+def mean(values: list[float | None]) -> float:
+    """The mean over the seeds: infinite if any value is null, or if there are none."""
+    return float(np.mean([np.inf if value is None else value for value in values or [None]]))
+
+
+def cell(values: list[float | None], spread: bool = False) -> str:
+    """The mean over the seeds, optionally with their standard deviation; – if there are none.
+
+    >>> cell([0.1, 0.12], spread=True), cell([0.1, None], spread=True), cell([])
+    ('0.11 ± 0.01', '∞', '–')
+    """
+    if not values:
+        return "–"
+    shown = two_decimals(mean(values))
+    if spread and len(values) > 1 and None not in values:
+        shown += f" ± {np.std(values, ddof=1):.2f}"
+    return shown
+
+
+def board(rows: list[dict]) -> list[str]:
+    """The lines of the Markdown table."""
+    lines = [
+        [
+            "rank",
+            "method",
+            "norm. W1, new parameters",
+            "norm. W1, held-out families",
+            f"excess KL {BOTH_SPLITS}",
+            "valid, held-out families",
+            "unique open answers",
+            "TV of the correct option",
+            "tokens",
+            "time",
+            "lines",
+            "idea",
+        ]
+    ]
+    for row in rows:
+        exam = cell(row["exam_tv"])
+        if row["exam_valid"] and row["method"] != "target":
+            exam += f" ({mean(row['exam_valid']):.0%} valid)"
+        trained = row["method"] not in REFERENCES
+        idea_cell = row["idea"].replace("|", r"\|")  # a bare | would end the cell
+        if trained and row["not_ranked"]:
+            idea_cell += f" (Not ranked: {row['not_ranked']}.)"
+        lines.append(
+            [
+                str(row["rank"] or "–"),
+                row["method"],
+                cell(row["w1_unseen"], spread=True),
+                cell(row["w1_held_out"], spread=True),
+                f"{cell(row['excess_unseen'])}, {cell(row['excess_held_out'])}",
+                cell(row["valid_held_out"]),
+                cell(row["unique"]),
+                exam,
+                two_decimals(row["tokens"]) if trained else "–",
+                two_decimals(row["time"]) if trained else "–",
+                str(row["lines"]) if trained else "–",
+                idea_cell,
+            ]
+        )
+    return table(lines)
+
+
+# -------------------------------------------------------------------------------------- the command
 
 
 def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
@@ -250,17 +306,17 @@ def main() -> None:
     add("file", metavar="FILE", help="Markdown file with marker lines")
     what = "folders that have a scores.jsonl and METHOD/log.jsonl"
     add("--results", nargs="+", action="extend", required=True, metavar="DIR", help=what)
-    add("--exercises", metavar="FILE", help="scores of the exercises' forks")
+    add("--board", metavar="FILE", help="the rows that board.py wrote")
     args = parser.parse_args()
 
     folders = [Path(folder) for folder in args.results]
     keys = ("model", "method", "axis", "split", "metric", "value", "n")
     scores = distributions.read_rows([folder / "scores.jsonl" for folder in folders], keys)
     blocks = {"headline": headline(scores), "costs": costs(folders), "words": words(scores)}
-    if perplexity_files(folders):
-        blocks["perplexity"] = perplexity(folders)
-    if args.exercises:
-        blocks["exercises"] = exercises(distributions.read_rows([args.exercises], keys))
+    if retention_files(folders):
+        blocks["retention"] = benchmarks(folders)
+    if args.board:
+        blocks["board"] = board(distributions.read_rows([args.board], ("rank", "method")))
     rewrite(Path(args.file), blocks)
 
 
