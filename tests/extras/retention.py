@@ -153,12 +153,11 @@ def harness(
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([*command, "--output_path", f"{folder}/found.json"], cwd=scratch)
         files = list(Path(folder).glob("*.json"))  # the harness adds the time to the name
-        if not files and done.returncode == -signal.SIGKILL:
-            raise distributions.InputError(
-                "lm_eval was killed, probably for lack of memory; try a smaller --batch"
-            )
         if not files:
-            raise distributions.InputError("lm_eval failed; see above")
+            reason = "lm_eval failed; see above"
+            if done.returncode == -signal.SIGKILL:
+                reason = "lm_eval was killed, probably for lack of memory; try a smaller --batch"
+            raise distributions.InputError(reason)
         return read_scores(json.loads(files[0].read_text()), gp_irt)
 
 

@@ -90,7 +90,8 @@ FORKS = {
         "Weight each token of an answer half as much as the one before it.",
         SOFT_FLAGS,
         pieces={
-            '"weight": 1, "floor": floor': '"weight": 1',  # which holds for equal weights only
+            # The floor is left out, because it holds for the mean with equal weights only.
+            '"weight": 1, "floor": floor': '"weight": 1',
             "return (kl * real).sum(1) / real.sum(1)": (
                 "share = real * 0.5 ** torch.arange(real.shape[1], device=real.device)\n"
                 "    return (kl * share).sum(1) / share.sum(1)"
