@@ -127,6 +127,32 @@ def test_costs_need_soft_and_every_log(folders, tmp_path):
     assert not out.exists()
 
 
+def test_methods_that_were_not_run_come_from_an_earlier_board(folders, tmp_path):
+    earlier, out = tmp_path / "earlier.jsonl", tmp_path / "board.jsonl"
+    call(board, *folders, "--out", earlier)
+    assert [row["method"] for row in distributions.read_rows([earlier])][:2] == ["cheap", "soft"]
+
+    few = []  # as if `make board METHODS="soft dear"` had been run, and dear were cheap and good
+    for folder in folders:
+        rows = distributions.read_rows([folder / "scores.jsonl"])
+        rows = [row for row in rows if row["method"] in ("soft", "dear")]
+        log = distributions.to_jsonl([{"tokens": 500, "seconds": 1}])
+        few.append(tmp_path / "few" / folder.name)
+        distributions.write_text(few[-1] / "scores.jsonl", distributions.to_jsonl(rows))
+        for method in ("soft", "dear"):
+            record = (folder / method / "run.json").read_text()
+            distributions.write_text(few[-1] / method / "run.json", record)
+            distributions.write_text(few[-1] / method / "log.jsonl", log)
+    call(board, *few, "--others", earlier, "--out", out)
+
+    rows = {row["method"]: row for row in distributions.read_rows([out])}
+    assert len(rows) == 8
+    ranks = {method: row["rank"] for method, row in rows.items() if row["rank"]}
+    assert ranks == {"dear": 1, "cheap": 2, "soft": 3, "wild": 4}
+    assert rows["dear"]["tokens"] == 1.0  # its own, not the earlier 1.1
+    assert rows["cheap"]["tokens"] == 0.5
+
+
 def test_a_trainer_does_not_differ_from_itself():
     source = (ROOT / "train_soft.py").read_text()
     assert board.changed_lines(source, source) == 0

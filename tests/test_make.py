@@ -804,8 +804,9 @@ def test_the_tests_begin_with_the_linter(empty_kit):
 def test_the_board_trains_every_fork_with_two_seeds(kit):
     """Which forks there are, make_forks.py prints; a hyphen in a name is no trouble."""
     settings = "'METHODS=soft exact my-own' 'FLAGS_exact=--draws 8' 'FLAGS_my-own=--draws 2'"
-    shell(kit, "cp train_soft.py train_exact.py; cp train_soft.py train_my-own.py")
-    forks = f'case "$*" in *make_forks.py" ".) echo "{settings}"; exit ;; esac'
+    shell(kit, "cp train_soft.py train_my-own.py")
+    written = f'cp train_soft.py train_exact.py; echo "{settings}"'
+    forks = f'case "$*" in *make_forks.py" ".) {written}; exit ;; esac'
     write_interpreter(kit, f'#!/bin/sh\n{forks}\necho "$@"\n')
 
     def board(*more: str) -> list[str]:
@@ -826,8 +827,15 @@ def test_the_board_trains_every_fork_with_two_seeds(kit):
             tables = f"--out {folder}/scores.jsonl --report {folder}/report.md"
             assert f"metrics.py {rows} {tables}" in lines
         folders = "runs/board/seed-0 runs/board/seed-1"
-        assert f"tests/extras/board.py {folders} --out runs/board/board.jsonl" in lines
+        files = "--others tests/results/board.jsonl --out runs/board/board.jsonl"
+        assert f"tests/extras/board.py {folders} {files}" in lines
         assert lines[-1] == "tests/solutions/make_forks.py . --remove"
+
+    # METHODS may name a fork that is not written yet, and then only these are trained.
+    shell(kit, "rm train_exact.py")
+    lines = board("METHODS=soft exact", "SEEDS=0")
+    assert not any("my-own" in line for line in lines)
+    assert any(line.startswith("train_exact.py ") for line in lines)
 
 
 def without(pattern: str) -> str:

@@ -4,7 +4,9 @@ r"""The board: what every objective reaches on the model tests/tiny, and at what
 
 This command trains soft, hard, the forks of tests/solutions and every train_NAME.py of your own,
 with two seeds each, and draws from all of them on every axis. Then it hands the folders of results,
-one for each seed, to this script, which writes a row for each method and prints the table.
+one for each seed, to this script, which writes a row for each method and prints the table. With
+METHODS="soft mine", it trains only these two, and takes the rows of all other methods from the
+board that ships with the kit (--others).
 
 Methods are ranked by their normalized W1 on held-out families, averaged over the seeds. The others
 are listed below them, without a rank: the untrained model, a perfect sampler, and methods that
@@ -141,7 +143,7 @@ def ranked(entries: list[dict]) -> list[dict]:
 
     rows = [row | {"not_ranked": reason_not_ranked(row)} for row in entries]
     rows.sort(key=place)
-    return [{"rank": None if row["not_ranked"] else i, **row} for i, row in enumerate(rows, 1)]
+    return [row | {"rank": None if row["not_ranked"] else i} for i, row in enumerate(rows, 1)]
 
 
 def main() -> None:
@@ -149,6 +151,7 @@ def main() -> None:
     add = parser.add_argument
     what = "results of one seed: a folder with scores.jsonl and METHOD/log.jsonl"
     add("folders", nargs="+", type=Path, metavar="DIR", help=what)
+    add("--others", metavar="FILE", help="an earlier board, for the methods that are not in DIR")
     add("--out", required=True, help="JSONL file to write: a row for each method")
     args = parser.parse_args()
 
@@ -157,7 +160,11 @@ def main() -> None:
     methods = list(dict.fromkeys(score["method"] for score in scores))
     if "soft" not in methods:
         raise InputError("soft has no scores, and costs are relative to it; train it as well")
-    rows = ranked([entry(args.folders, method, scores) for method in methods])
+    entries = [entry(args.folders, method, scores) for method in methods]
+    if args.others:
+        earlier = distributions.read_rows([args.others], ("method", "w1_held_out"))
+        entries += [row for row in earlier if row["method"] not in methods]
+    rows = ranked(entries)
     distributions.write_text(args.out, distributions.to_jsonl(rows))
     print("\n".join(board(rows)))
 

@@ -69,7 +69,7 @@ board: | venv
 	  eval "env $$settings $(MAKE) reproduce SEED=$$seed RUN=runs/board/seed-$$seed" || exit; \
 	done
 	$(PYTHON) tests/extras/board.py $(SEEDS:%=runs/board/seed-%) \
-	  --out runs/board/board.jsonl
+	  --others tests/results/board.jsonl --out runs/board/board.jsonl
 	@$(PYTHON) tests/solutions/make_forks.py . --remove
 
 MODELS ?= $(addprefix Qwen/Qwen3-,0.6B 1.7B 4B 8B 14B) \
