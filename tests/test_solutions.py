@@ -104,13 +104,23 @@ def test_hotter_draws_are_written_as_methods_of_their_own(tmp_path):
     metrics.check_same_prompts(rows)
     metrics.check_same_weights(rows)
 
-    found = temperature.points(metrics.aggregate(rows), "mcq", None)
-    evenness = {method: even for method, (_, even) in found.items()}
+    (exams,) = [panel for panel in temperature.PANELS if panel.axis == "mcq"]
+    places = temperature.points(metrics.aggregate(rows), exams)
+    evenness = {method: height for method, (_, height) in places.items()}
     assert evenness["base"] < evenness["T=1.5"] < evenness["target"]
 
     pytest.importorskip("matplotlib", reason="needs requirements-extras.txt")
     call(temperature, "picture", *files, "--out", tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_the_picture_of_open_questions_shows_valid_and_distinct_answers():
+    """Of four replies, three are valid, and two of these differ."""
+    row = {"axis": "open", "id": "bird", "prompt": "Name a random bird.", "method": "base"}
+    row |= {"model": "tests/tiny", "seed": 0, "draws": ["crow", "crow", "owl", ""]}
+    (questions,) = [panel for panel in temperature.PANELS if panel.axis == "open"]
+    places = temperature.points(metrics.aggregate([row]), questions)
+    assert places == {"base": (0.75, 0.5)}
 
 
 def test_hotter_draws_of_words_are_named_after_their_prompts(tmp_path, mixed_prompts):

@@ -14,14 +14,16 @@ is temperature 1.) For the axis `numbers`, give a file of --prompts; the files o
 After an interruption, the same command continues.
 
 `picture` compares all methods by two scores that pull in opposite directions: a higher temperature
-spreads the answers more evenly, but fewer of them are valid. There is a panel for exams, and one
-for choices from closed sets of words, the split "words" of exercise 7. A perfect sampler stands at
-the top right, apart from sampling noise. This command needs requirements-extras.txt.
+makes the answers more varied, but fewer of them are valid. There is a panel for each of these axes
+that the rows are of: open questions, exams, and choices from closed sets of words (the split
+"words" of exercise 7). In the last two a perfect sampler stands at the top right, apart from
+sampling noise. This command needs requirements-extras.txt.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,41 +127,57 @@ def draw(args) -> None:
 
 # ------------------------------------------------------------------------------------ the picture
 
-PANELS = {  # (axis, split) -> title
-    ("numbers", "words"): "choices from closed sets of words",
-    ("mcq", None): "places of the correct option in exams",
-}
+
+class Panel(NamedTuple):
+    """What a panel shows above the share of valid answers."""
+
+    axis: str
+    split: str | None
+    title: str
+    metric: str
+    label: str
 
 
-def points(scores: list[dict], axis: str, split: str | None) -> dict[str, tuple[float, float]]:
-    """method -> (valid rate, 1 - TV), for the methods that have both."""
+EVENNESS = "evenness of the valid answers, 1 − TV"
+PANELS = (
+    Panel("open", None, "open questions", "unique_rate", "share of distinct answers"),
+    Panel("numbers", "words", "choices from closed sets of words", "tv", EVENNESS),
+    Panel("mcq", None, "places of the correct option in exams", "tv", EVENNESS),
+)
+
+
+def points(scores: list[dict], panel: Panel) -> dict[str, tuple[float, float]]:
+    """method -> its place (x, y) in the panel, for the methods that have both scores."""
     found = {}
     for score in scores:
-        if (score["axis"], score["split"]) == (axis, split) and score["n"]:
+        if (score["axis"], score["split"]) == (panel.axis, panel.split) and score["n"]:
             found.setdefault(score["method"], {})[score["metric"]] = score["value"]
-    return {
-        method: (values["valid_rate"], 1 - values["tv"])
-        for method, values in found.items()
-        if "tv" in values
-    }
+
+    places = {}
+    for method, values in found.items():
+        if panel.metric in values:
+            value = values[panel.metric]
+            height = 1 - value if panel.metric == "tv" else value
+            places[method] = (values["valid_rate"], height)
+    return places
 
 
-def draw_panel(panel, found: dict[str, tuple[float, float]]) -> None:
+def draw_panel(axes, panel: Panel, places: dict[str, tuple[float, float]]) -> None:
     """Draw a mark for each method. A line joins the temperatures, beginning with `base`."""
-    hot = [method for method in found if method.startswith("T=")]
+    hot = [method for method in places if method.startswith("T=")]
     hot.sort(key=lambda method: float(method.removeprefix("T=")))
-    line = [method for method in ("base", *hot) if method in found]
-    panel.plot(*np.transpose([found[method] for method in line]), color="#BBBBBB")
+    line = [method for method in ("base", *hot) if method in places]
+    axes.plot(*np.transpose([places[method] for method in line]), color="#BBBBBB")
 
-    for method, place in found.items():
+    for method, place in places.items():
         is_target = method.startswith("target")
         style = figures.STYLES[0 if method in line else 1]
-        panel.plot(*place, "*" if is_target else "o", color=style.color, markersize=9)
+        axes.plot(*place, "*" if is_target else "o", color=style.color, markersize=9)
         label = "a perfect sampler" if is_target else method
-        panel.annotate(label, place, xytext=(0, 8), textcoords="offset points", ha="center")
-    panel.set(xlabel="share of valid answers", ylabel="evenness of the valid ones, 1 − TV")
-    panel.margins(0.2)
-    panel.grid(alpha=0.3)
+        axes.annotate(label, place, xytext=(0, 8), textcoords="offset points", ha="center")
+    axes.set(title=panel.title, xlabel="share of valid answers", ylabel=panel.label)
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
 
 
 def save_picture(args) -> None:
@@ -167,18 +185,17 @@ def save_picture(args) -> None:
     metrics.check_same_prompts(rows)
     metrics.check_same_weights(rows)
     scores = metrics.aggregate(rows)
-    panels = {title: points(scores, *key) for key, title in PANELS.items()}
-    panels = {title: found for title, found in panels.items() if "base" in found}
-    if not panels:
-        raise InputError("there are no base rows of exams or of the split words")
+    shown = [(panel, points(scores, panel)) for panel in PANELS]
+    shown = [(panel, places) for panel, places in shown if "base" in places]
+    if not shown:
+        raise InputError("there are no base rows of open questions, exams or the split words")
 
     plt = figures.import_pyplot()
     plt.rcParams["figure.constrained_layout.use"] = True
-    size = (1 + 4.5 * len(panels), 4.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
-    for panel, (title, found) in zip(axes[0], panels.items(), strict=True):
-        draw_panel(panel, found)
-        panel.set_title(title)
+    size = (1 + 4.5 * len(shown), 4.2)
+    figure, grid = plt.subplots(1, len(shown), figsize=size, squeeze=False)
+    for axes, (panel, places) in zip(grid[0], shown, strict=True):
+        draw_panel(axes, panel, places)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=130, facecolor="white")
 
