@@ -170,7 +170,7 @@ def test_results_are_not_mixed_with_those_of_other_inputs(adapters, texts, tmp_p
 
     (tmp_path / "empty").touch()
     line = complaint(retention, *base, "--texts", *texts, tmp_path / "empty")
-    assert "did not run: empty (fewer than two tokens)" in line
+    assert "did not run: base/empty (fewer than two tokens)" in line
     assert snapshot(out) == before
 
     (tmp_path / "two").write_text("Paris is in Texas.")
@@ -321,7 +321,7 @@ def test_plain_accuracy_with_the_chat_template(scratch, without_gp_irt, adapters
     # What is there does not run again, and what cannot run is named.
     before = snapshot(out)
     line = complaint(retention, "--model", TINY, "--tasks", "tinyMMLU", "tinyArc", "--out", out)
-    assert "did not run: tinyArc (lm_eval failed; see above)" in line
+    assert "did not run: base/tinyArc (lm_eval failed; see above)" in line
     assert snapshot(out) == before
 
 
@@ -349,7 +349,7 @@ def evaluate(items, name):
     made = {"model": trie.identity(TINY), "adapter": None, "gp-IRT": False}
     write_text(out / "base" / "tinyMMLU.json", json.dumps({"made": made, "scores": []}))
     line = complaint(retention, "--model", TINY, "--tasks", "tinyMMLU", "--out", out)
-    assert "tinyMMLU.json was made with another gp-IRT; remove it to make it anew" in line
+    assert "tinyMMLU.json was made with another gp-IRT; remove it to redo it" in line
 
     call(retention, "--model", TINY, "--tasks", "tinyGSM8k", "--out", out)
     assert (scratch / "tinyBenchmarks.pkl").read_text() == "fetched for mmlu of 100 items"
@@ -414,7 +414,7 @@ def test_paloma_is_read_document_by_document(loaded, tmp_path, monkeypatch):
     (expected,) = retention.perplexity(model, tokenizer, "ptb", texts)
     assert row["value"] == expected["value"]
     line = complaint(retention, *flags, "paloma_ptb", "paloma_c4_en")
-    assert "did not run: paloma_c4_en (" in line
+    assert "did not run: base/paloma_c4_en (" in line
 
 
 def test_without_the_harness_one_line_says_so(tmp_path, monkeypatch):

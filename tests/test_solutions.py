@@ -93,21 +93,32 @@ def test_a_temperature_of_one_is_the_model_itself_and_others_are_not(tmp_path, c
 def test_hotter_draws_are_written_as_methods_of_their_own(tmp_path):
     """More heat, more evenness: of the places of the correct option, nearly all are A before."""
     out = tmp_path / "tiny"
-    call(temperature, "draw", "mcq", "--model", TINY, "--n", 60, "--out", out)
-    file = out / "base/mcq.jsonl"
-    call(sample, "mcq", "--model", TINY, "--n", 60, "--rows", 256, "--out", file)
-    methods = ["T=1.25", "T=1.5", "T=2", "base"]
+    flags = ("--model", TINY, "--n", 60, "--rows", 256, "--out")
+    call(sample, "mcq", *flags, out / "base/mcq.jsonl")
+    for heat in (1.25, 1.5, 2):
+        call(temperature, "draw", heat, "mcq", *flags, out)
     files = sorted(out.glob("*/mcq.jsonl"))
     rows = distributions.read_rows(files)
-    assert [row["method"] for row in rows] == methods
+    assert [row["method"] for row in rows] == ["T=1.25", "T=1.5", "T=2", "base"]
     assert len({str(row["draws"]) for row in rows}) == 4
     metrics.check_same_prompts(rows)
     metrics.check_same_weights(rows)
+
+    # The hooks are gone, and what is there is not drawn again.
+    call(temperature, "draw", 1, "mcq", *flags, out)
+    (row,) = distributions.read_rows([out / "T=1/mcq.jsonl"])
+    assert row["draws"] == rows[-1]["draws"]
+    assert "T=1/mcq.jsonl" in complaint(temperature, "draw", 1, "mcq", *flags, out)
 
     (exams,) = [panel for panel in temperature.PANELS if panel.axis == "mcq"]
     places = temperature.points(metrics.aggregate(rows), exams)
     evenness = {method: height for method, (_, height) in places.items()}
     assert evenness["base"] < evenness["T=1.5"] < evenness["target"]
+
+    mixed = tmp_path / "mixed.jsonl"
+    distributions.write_text(mixed, distributions.to_jsonl([rows[0], rows[1] | {"seed": 1}]))
+    line = complaint(temperature, "picture", mixed, "--out", tmp_path / "no.png")
+    assert "several models or seeds" in line
 
     pytest.importorskip("matplotlib", reason="needs requirements-extras.txt")
     call(temperature, "picture", *files, "--out", tmp_path / "frontier.png")
@@ -123,30 +134,20 @@ def test_the_picture_of_open_questions_shows_valid_and_distinct_answers():
     assert places == {"base": (0.75, 0.5)}
 
 
-def test_hotter_draws_of_words_are_named_after_their_prompts(tmp_path, mixed_prompts):
+def test_hotter_draws_of_words_can_be_compared_with_those_of_sample(tmp_path, mixed_prompts):
     prompts = tmp_path / "held_out.jsonl"
     choices = of_kind(mixed_prompts["held_out"], "choice")[:2]
     distributions.write_text(prompts, distributions.to_jsonl(choices))
-    arguments = ("--model", TINY, "--prompts", prompts, "--n", 5, "--out", tmp_path)
-    call(temperature, "draw", "numbers", *arguments)
-    file = tmp_path / "T=1.5/held_out.jsonl"
-    rows = distributions.read_rows([file])
-    assert [row["id"] for row in rows] == [row["id"] for row in choices]
-    assert all(len(row["draws"]) == 5 for row in rows)
+    flags = ("--model", TINY, "--prompts", prompts, "--n", 5, "--out")
+    call(temperature, "draw", 1.5, "numbers", *flags, tmp_path)
+    base = tmp_path / "base/numbers.jsonl"
+    call(sample, "numbers", *flags, base)
 
-    # They can be compared with rows of sample.py.
-    base = tmp_path / "base/held_out.jsonl"
-    call(sample, "numbers", "--model", TINY, "--prompts", prompts, "--n", 5, "--out", base)
-    metrics.check_same_prompts(distributions.read_rows([file, base]))
-
-    # Again, with one of the three files missing: only this one is drawn, with the same answers.
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T=*/held_out.jsonl")}
-    file.unlink()
-    call(temperature, "draw", "numbers", *arguments)
-    drawn = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
-    assert len(before) == 3 and drawn == [file]
-    again = distributions.read_rows([file])
-    assert [row["draws"] for row in again] == [row["draws"] for row in rows]
+    rows = distributions.read_rows([tmp_path / "T=1.5/numbers.jsonl", base])
+    assert [row["id"] for row in rows] == 2 * [row["id"] for row in choices]
+    assert [row["method"] for row in rows] == ["T=1.5", "T=1.5", "base", "base"]
+    assert rows[0]["logit_kl"] < rows[2]["logit_kl"]  # closer to even
+    metrics.check_same_prompts(rows)
 
 
 def test_reverse_kl_by_hand():

@@ -14,11 +14,12 @@ if the package tinyBenchmarks is not installed, plain accuracies. A task paloma_
 perplexity on the slice X of PALOMA, a gated data set: accept its terms on the hub, and log in.
 With --texts, plain text files take the place of these tasks.
 
-The script writes each result to DIR/<method>/<task>.json and all scores to DIR/scores.jsonl, and
-prints a table. A task whose result is there does not run again.
+The script writes each result to DIR/<method>/<task>.json. The scores of the tasks that it was asked
+for go to DIR/scores.jsonl and into the table that it prints. A task that already has a result is
+not run again.
 
-Our choice; the paper does not specify it: each document of PALOMA is read on its own, and its first
-token is not scored.
+The paper does not specify how the documents of PALOMA are read. Our choice: each one on its own,
+and its first token is not scored.
 """
 
 import importlib.util
@@ -98,7 +99,7 @@ def read_texts(task: str, files: dict[str, str]) -> list[str]:
 
 
 def prepare(scratch: Path, gp_irt: bool) -> None:
-    """Make ready what the harness needs, in the folder where it will run.
+    """Prepare what the harness needs, in the folder where it will run.
 
     gp-IRT needs item parameters, which its package fetches at the end of a run: fetch them now,
     before hours of work. Without gp-IRT, write copies of the harness's tasks whose scores are plain
@@ -208,9 +209,9 @@ def mean_of_six(rows: list[dict]) -> list[dict]:
 def table(rows: list[dict]) -> list[str]:
     """The lines of a Markdown table, with a line for each score and a column for each method.
 
-    Values have standard errors where there are any. Columns of differences to the base follow.
+    Values have standard errors where there are any. Columns of differences from the base follow.
     """
-    # Base comes first, even if all of its tasks failed: differences are to base.
+    # Base comes first, even if all of its tasks failed: the differences are from it.
     methods = list(dict.fromkeys(["base", *(row["method"] for row in rows)]))
     found = {(row["task"], row["metric"], row["method"]): row for row in rows}
     scores = dict.fromkeys((task, metric) for task, metric, _ in found)  # in order, each once
@@ -260,7 +261,7 @@ def runs_here(task: str, texts: dict[str, str]) -> bool:
 def jobs_of(model: str, methods: dict, tasks: list[str], texts: dict, out: Path) -> list[Job]:
     """The jobs whose results are not there yet.
 
-    Raises InputError if a result is there that was made from something else than is given now.
+    Raises InputError if there is a result that was made from other inputs than those given now.
     """
     identity = trie.identity(model)
     jobs = []
@@ -270,7 +271,7 @@ def jobs_of(model: str, methods: dict, tasks: list[str], texts: dict, out: Path)
             made = {"model": identity, "adapter": weights}
             if task in texts:
                 made["text"] = distributions.digest(texts[task])
-            elif "tiny" in task:
+            elif task.startswith("tiny"):
                 made["gp-IRT"] = has_gp_irt()
 
             file = out / method / f"{task}.json"
@@ -281,38 +282,38 @@ def jobs_of(model: str, methods: dict, tasks: list[str], texts: dict, out: Path)
             changed = [key for key in made if before.get(key) != made[key]]
             if changed:
                 raise distributions.InputError(
-                    f"{file} was made with another {', '.join(changed)}; remove it to make it anew"
+                    f"{file} was made with another {', '.join(changed)}; remove it to redo it"
                 )
     return jobs
 
 
-def run_jobs(jobs: list[Job], methods: dict, texts: dict, args) -> dict[str, str]:
-    """Run the jobs and write their files. Returns the tasks that failed, with the reasons."""
+def run_jobs(jobs: list[Job], methods: dict, texts: dict, args) -> list[str]:
+    """Run the jobs and write their files. Returns what failed, and why, one line for each job."""
     gp_irt = has_gp_irt()
     scratch = Path(args.out) / "scratch"
-    if not all(runs_here(job.task, texts) for job in jobs):
+    # The harness comes first: it loads the model itself, and none should be in memory then.
+    jobs = sorted(jobs, key=lambda job: runs_here(job.task, texts))
+    if not runs_here(jobs[0].task, texts):
         prepare(scratch, gp_irt)
 
-    failed = {}
-    loaded = {}  # the model of the current method, if it is in memory
+    failed = []
+    loaded = None  # the method whose model is in memory
     for job in jobs:
         adapter = methods[job.method]
-        # The harness is a process of its own, which needs the memory.
-        if job.method not in loaded or not runs_here(job.task, texts):
-            loaded.clear()
         try:
-            if runs_here(job.task, texts):
-                if job.method not in loaded:
-                    loaded[job.method] = trie.load(args.model, adapter)
-                model, tokenizer, _ = loaded[job.method]
-                scores = perplexity(model, tokenizer, job.task, read_texts(job.task, texts))
-            else:
+            if not runs_here(job.task, texts):
                 scores = harness(args.model, adapter, job.task, args.batch, gp_irt, scratch)
+            else:
+                if loaded != job.method:
+                    model = tokenizer = loaded = None  # free the memory of the previous one
+                    model, tokenizer, _ = trie.load(args.model, adapter)
+                    loaded = job.method
+                scores = perplexity(model, tokenizer, job.task, read_texts(job.task, texts))
             source = {"model": args.model, "method": job.method, "axis": "retention"}
             result = {"made": job.made, "scores": [source | score for score in scores]}
             distributions.write_text(job.file, json.dumps(result, indent=1) + "\n")
-        except (distributions.InputError, ImportError, OSError, ValueError) as error:
-            failed[job.task] = f"{job.task} ({error})"
+        except (ImportError, OSError, ValueError, torch.OutOfMemoryError) as error:
+            failed.append(f"{job.method}/{job.task} ({error})")
     return failed
 
 
@@ -357,14 +358,14 @@ def main() -> None:
     tasks = [*(args.tasks or default_tasks), *texts]
 
     jobs = jobs_of(args.model, methods, tasks, texts, out)
-    failed = {}
+    failed = []
     if jobs:
         trie.write_run(out / "run.json", args, identity=trie.identity(args.model))
         failed = run_jobs(jobs, methods, texts, args)
     report(methods, tasks, out)
     if failed:
         raise distributions.InputError(
-            f"did not run: {'; '.join(failed.values())}; the rest is in {out}, and is not run again"
+            f"did not run: {'; '.join(failed)}; the rest is in {out}, and is not run again"
         )
 
 

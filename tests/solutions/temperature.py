@@ -2,28 +2,28 @@ r"""Exercise 6, a single temperature: how far does one scalar get, without any t
 
     python tests/solutions/temperature.py kl --model tests/tiny \
         --prompts runs/data/unseen.jsonl runs/data/ood.jsonl
-    python tests/solutions/temperature.py draw mcq --model tests/tiny --out runs/tiny
+    python tests/solutions/temperature.py draw 1.5 mcq --model tests/tiny --out runs/tiny
     python tests/solutions/temperature.py picture runs/tiny/*/mcq.jsonl --out frontier.png
 
 `kl` prints the median excess KL of each split, with the model's logits divided by each temperature
 of a grid.
 
-`draw` asks the untrained model at the temperatures 1.25, 1.5 and 2. For each it writes rows like
-those of sample.py, with the method "T=1.25" and so on, to DIR/T=1.25/mcq.jsonl. (The method `base`
-is temperature 1.) For the axis `numbers`, give a file of --prompts; the files of rows get its name.
-After an interruption, the same command continues.
+`draw` runs sample.py on a model whose logits are divided by a temperature, here 1.5. The rows go to
+DIR/T=1.5/mcq.jsonl, and their method is "T=1.5". All other options are those of sample.py. (The
+method `base` is temperature 1.)
 
 `picture` compares all methods by two scores that pull in opposite directions: a higher temperature
-makes the answers more varied, but fewer of them are valid. There is a panel for each of these axes
-that the rows are of: open questions, exams, and choices from closed sets of words (the split
-"words" of exercise 7). In the last two a perfect sampler stands at the top right, apart from
-sampling noise. This command needs requirements-extras.txt.
+makes the answers more varied, but fewer of them are valid. There is a panel for open questions, one
+for exams and one for choices from closed sets of words (the split "words" of exercise 7), as far as
+there are rows. In the last two a perfect sampler stands at the top right, up to sampling noise.
+This command needs requirements-extras.txt.
 """
 
 import argparse
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -83,53 +83,38 @@ def print_excess(args) -> None:
     model, tokenizer, end = trie.load(args.model)
     last_layer = model.get_output_embeddings()
     for temperature in GRID:
-        hook = last_layer.register_forward_hook(dividing_hook(temperature))
-        medians = median_excess(model, tokenizer, end, rows)
-        hook.remove()
+        with last_layer.register_forward_hook(dividing_hook(temperature)):
+            medians = median_excess(model, tokenizer, end, rows)
         shown = ", ".join(f"{split} {value:.3f}" for split, value in medians.items())
         print(f"temperature {temperature}: median excess KL {shown}")
 
 
 # ------------------------------------------------------------------------------------------ draws
 
-HOTTER = (1.25, 1.5, 2.0)
 
+def draw(args, more: list[str]) -> None:
+    """Run sample.py, with its options `more`, on a model with another temperature."""
+    method = f"T={args.temperature:g}"
+    out = Path(args.out) / method / f"{args.axis}.jsonl"
+    load = trie.load
 
-def draw(args) -> None:
-    """Draw at each temperature, and write a file of rows for each, unless it is there."""
-    prompts = sample.prompt_rows(args)
-    name = Path(args.prompts[0]).stem if args.prompts else args.axis
-    model, tokenizer, end = trie.load(args.model)
-    last_layer = model.get_output_embeddings()
+    def load_hot(*names):
+        model, tokenizer, end = load(*names)
+        model.get_output_embeddings().register_forward_hook(dividing_hook(args.temperature))
+        return model, tokenizer, end
 
-    identity = trie.identity(args.model)
-    inputs = {"prompts": sample.checksum(distributions.to_jsonl(prompts)), "model": identity}
-    source = {"model": args.model, "axis": args.axis, "seed": args.seed}
-    source["weights"] = sample.checksum(identity)[:12]
-    if args.axis == "numbers":
-        source["bins"] = args.bins
-
-    for temperature in HOTTER:
-        method = f"T={temperature:g}"
-        file = Path(args.out) / method / f"{name}.jsonl"
-        if file.exists():
-            print(f"{file} is there already")
-            continue
-
-        def answer_some(some: list[dict], method=method) -> list[dict]:
-            rows = sample.answer(model, tokenizer, end, some, args)
-            return [row | source | {"method": method} for row in rows]
-
-        together = max(1, args.rows // args.n)  # prompts per call of trie.walk
-        with last_layer.register_forward_hook(dividing_hook(temperature)):
-            sample.write_rows(file, args, inputs, prompts, answer_some, together)
+    command = ["sample.py", args.axis, *more, "--out", str(out)]
+    with mock.patch.object(trie, "load", load_hot), mock.patch.object(sys, "argv", command):
+        sample.main()
+    rows = distributions.read_rows([out])  # sample.py calls the method base
+    distributions.write_text(out, distributions.to_jsonl(row | {"method": method} for row in rows))
 
 
 # ------------------------------------------------------------------------------------ the picture
 
 
 class Panel(NamedTuple):
-    """What a panel shows above the share of valid answers."""
+    """The score on a panel's y axis; on its x axis is the share of valid answers."""
 
     axis: str
     split: str | None
@@ -181,19 +166,22 @@ def draw_panel(axes, panel: Panel, places: dict[str, tuple[float, float]]) -> No
 
 
 def save_picture(args) -> None:
-    rows = distributions.read_rows(args.files, ("id", "method", "axis", "draws"))
+    rows = distributions.read_rows(args.files, ("id", "model", "seed", "method", "axis", "draws"))
+    if len({(row["model"], row["seed"]) for row in rows}) > 1:
+        raise InputError("the rows are of several models or seeds; give those of one")
     metrics.check_same_prompts(rows)
     metrics.check_same_weights(rows)
     scores = metrics.aggregate(rows)
     shown = [(panel, points(scores, panel)) for panel in PANELS]
     shown = [(panel, places) for panel, places in shown if "base" in places]
     if not shown:
-        raise InputError("there are no base rows of open questions, exams or the split words")
+        raise InputError(
+            "base has no scores for open questions, exams or the split words (exams need 30 valid)"
+        )
 
     plt = figures.import_pyplot()
-    plt.rcParams["figure.constrained_layout.use"] = True
     size = (1 + 4.5 * len(shown), 4.2)
-    figure, grid = plt.subplots(1, len(shown), figsize=size, squeeze=False)
+    figure, grid = plt.subplots(1, len(shown), figsize=size, squeeze=False, layout="constrained")
     for axes, (panel, places) in zip(grid[0], shown, strict=True):
         draw_panel(axes, panel, places)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -208,33 +196,24 @@ def main() -> None:
     kl.add_argument("--model", required=True, help="hub id or folder of a chat model")
     kl.add_argument("--prompts", required=True, nargs="+", metavar="FILE")
 
-    drawing = commands.add_parser("draw", help="draw at three temperatures")
-    add = drawing.add_argument
-    add("axis", choices=list(sample.AXES))
-    add("--model", required=True, help="hub id or folder of a chat model")
-    add("--prompts", nargs=1, metavar="FILE", help="a file of prompts, as for sample.py")
-    add("--n", type=int, help="answers to each prompt (as in sample.py)")
-    add("--rows", type=int, default=256, help="at most this many draws at once (256)")
-    add("--seed", type=int, default=0, help="seed for the draws (0)")
-    add("--out", required=True, metavar="DIR", help="the model's folder of results")
+    drawing = commands.add_parser("draw", help="draw at a temperature; all options of sample.py")
+    drawing.add_argument("temperature", type=float)
+    drawing.add_argument("axis", choices=list(sample.AXES))
+    drawing.add_argument("--out", required=True, metavar="DIR", help="the model's results")
 
     picture = commands.add_parser("picture", help="a picture of all methods")
     picture.add_argument("files", nargs="+", metavar="FILE", help="rows of one model")
     picture.add_argument("--out", required=True, type=Path, help="PNG file to write")
 
-    args = parser.parse_args()
-    if args.command == "kl":
+    args, more = parser.parse_known_args()
+    if args.command == "draw":
+        draw(args, more)
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    elif args.command == "kl":
         print_excess(args)
-    elif args.command == "picture":
-        save_picture(args)
     else:
-        axis = sample.AXES[args.axis]
-        if args.axis == "numbers" and not args.prompts:
-            raise InputError("the axis numbers needs --prompts")
-        args.n = args.n or axis.n
-        args.max_tokens, args.protocol = axis.max_tokens, None
-        args.bins, args.paths = OPTIONS.bins, OPTIONS.paths
-        draw(args)
+        save_picture(args)
 
 
 if __name__ == "__main__":
