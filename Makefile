@@ -2,7 +2,6 @@
 ##
 ##   make reproduce                         the bundled model: a few minutes on two CPU cores
 ##   make reproduce MODEL=Qwen/Qwen3-0.6B   the paper's recipe, on a model from the Hub
-##   make ask PROMPT="Name a planet."       what a model answers, before and after training
 ##   make test                              lint and all tests
 ##
 ##   MODEL    hub id or folder of a chat model; results go to runs/<last part of its name>
@@ -39,9 +38,8 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 PROMPTED := ssot
 TRAINED  := $(filter-out $(PROMPTED),$(METHODS))
-ifneq ($(MAKECMDGOALS),board)  # `make board` writes some trainers first
-$(foreach m,$(TRAINED),$(if $(wildcard train_$m.py),,$(error METHODS: there is no train_$m.py)))
-endif
+$(foreach m,$(if $(filter board,$(MAKECMDGOALS)),,$(TRAINED)),\
+  $(if $(wildcard train_$m.py),,$(error METHODS: there is no train_$m.py)))
 ROWS := $(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl))
 ROWS := $(filter-out $(PROMPTED:%=$(RUN)/%/mcq.jsonl),$(ROWS))
 FIRST := venv $(filter models/%,$(MODEL))  # needed before any stage; rules.mk makes models/NAME

@@ -291,6 +291,9 @@ def test_tables_go_between_the_markers_and_nowhere_else(rows, tmp_path):
         call(readme, page, "--results", tmp_path, "--board", board_file)
         assert page.read_text() == page_of(headline, board)
 
+    assert "marker lines for board" in complaint(readme, page, "--results", tmp_path)
+    assert page.read_text() == page_of(headline, board)
+
     page.write_text("only\n" + block("headline", ""))
     call(readme, page, "--results", tmp_path)
     assert page.read_text() == "only\n" + block("headline", headline)
@@ -330,6 +333,7 @@ def scores_of(model: str) -> list[dict]:
             scores.append(scored(model, method, "numbers", split, "normalized_w1", w1))
             scores.append(scored(model, method, "numbers", split, "excess_kl", excess))
             scores.append(scored(model, method, "numbers", split, "cdf_gap", i / 8))
+        scores.append(scored(model, method, "numbers", "ood", "valid_rate", 0.75))
         if method != "target":
             enough = 500 if method == "base" else 0
             scores.append(scored(model, method, "open", None, "unique_rate", 0.25))
@@ -345,15 +349,15 @@ def test_the_headline_has_three_rows_for_each_model():
     ]
     lines = readme.headline([*scores_of("folder/a"), *perfect, *scores_of("b")])
     heading, _, *table = [cells_of(line) for line in lines]
-    assert len(heading) == 7 and all(len(line) == 7 for line in table)
+    assert len(heading) == 8 and all(len(line) == 8 for line in table)
     methods = ["base", "soft", "a perfect sampler"]
     assert [line[:2] for line in table] == [[model, m] for model in "ab" for m in methods]
 
     base, soft, target = (line[2:] for line in table[:3])
-    assert base == ["2.50, 0.00", "0.00, 0.00", "∞, ∞", "0.25", "0.30 (50% valid)"]
-    assert soft == ["2.50, 0.00", "0.38, 0.38", "0.30, 0.30", "0.25", "– (50% valid)"]
-    assert target == ["2.50, 0.00", "0.50, 0.50", "0.40, 0.40", "–", "0.02"]
-    assert table[-1][2:] == ["2.50, 0.00", "0.50, 0.50", "0.40, 0.40", "–", "–"]  # not on mcq
+    assert base == ["2.50, 0.00", "0.00, 0.00", "∞, ∞", "–, 0.75", "0.25", "0.30 (50% valid)"]
+    assert soft == ["2.50, 0.00", "0.38, 0.38", "0.30, 0.30", "–, 0.75", "0.25", "– (50% valid)"]
+    assert target == ["2.50, 0.00", "0.50, 0.50", "0.40, 0.40", "–, 0.75", "–", "0.02"]
+    assert table[-1][-1] == "–"  # not on mcq
 
 
 def test_the_headline_shows_the_first_of_several_seeds():

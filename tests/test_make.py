@@ -441,13 +441,13 @@ def test_a_method_that_is_not_in_methods_draws_from_its_own_adapter(kit, method)
 
 def test_every_method_has_its_own_file_and_flags(empty_kit):
     """A link of a trainer is a method of its own; ssot is not trained, and draws no exams."""
-    (empty_kit / "train_matched.py").symlink_to("train_hard.py")
+    (empty_kit / "train_longer.py").symlink_to("train_hard.py")
     lines = plan(
         empty_kit,
         MODEL="x/y",
-        METHODS="soft matched ssot",
+        METHODS="soft longer ssot",
         AXES="numbers open mcq",
-        FLAGS_matched="--branches 16 --epochs 3",
+        FLAGS_longer="--branches 16 --epochs 4",
         FLAGS_ssot="--max-tokens 64",
     )
 
@@ -458,12 +458,12 @@ def test_every_method_has_its_own_file_and_flags(empty_kit):
     expected = [
         "distributions.py --out runs/data",
         f"train_soft.py {trained} {soft} --out runs/y/soft",
-        f"train_matched.py {trained} --branches 16 --epochs 3 --out runs/y/matched",
+        f"train_longer.py {trained} --branches 16 --epochs 4 --out runs/y/longer",
     ]
     options_of = {
         "base": "--model x/y",
         "soft": "--model x/y --adapter runs/y/soft",
-        "matched": "--model x/y --adapter runs/y/matched",
+        "longer": "--model x/y --adapter runs/y/longer",
         "ssot": "--model x/y --protocol ssot",
     }
     prompts = "--prompts runs/data/unseen.jsonl runs/data/ood.jsonl"

@@ -326,6 +326,7 @@ def test_a_function_that_is_not_there_is_an_error_that_names_it():
 
 def test_your_own_trainer_is_kept_and_named_with_the_forks(tmp_path, capsys):
     (tmp_path / "train_mine.py").write_text("mine")
+    (tmp_path / "train_linked.py").symlink_to("train_mine.py")  # needs flags of its own
     call(make_forks, tmp_path)
     printed = capsys.readouterr().out
     assert printed.startswith(f"'METHODS=soft hard {' '.join(make_forks.FORKS)} mine' ")
@@ -337,7 +338,7 @@ def test_your_own_trainer_is_kept_and_named_with_the_forks(tmp_path, capsys):
     assert "train_exact.py exists" in complaint(make_forks, tmp_path)
     call(make_forks, tmp_path, "--remove")
     assert exact_file.read_text() == "edited"
-    assert len(list(tmp_path.glob("train_*.py"))) == 2
+    assert len(list(tmp_path.glob("train_*.py"))) == 3
     assert (tmp_path / "train_mine.py").read_text() == "mine"
 
 

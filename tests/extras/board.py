@@ -11,9 +11,9 @@ board that ships with the kit (--others).
 Methods are ranked by their normalized W1 on held-out families, averaged over the seeds. The others
 are listed below them, without a rank: the untrained model, a perfect sampler, and methods that
 
-1) trained on different prompts from soft,
+1) trained on other prompts than soft,
 2) trained on more than 1.1 times the tokens of soft (hard needs 1.06 times as many), or
-3) give an invalid answer more than once in twenty: W1 would ignore those answers.
+3) give an invalid answer to the held-out families more than once in twenty: W1 would ignore those.
 
 "time" is training time only, relative to soft's in the same run. It is shown because some
 objectives do work that is not counted in tokens, such as drawing from the model. "lines" counts the
@@ -83,7 +83,7 @@ def idea(source: str) -> str:
 
 
 def training(folders: list[Path], method: str) -> dict:
-    """What a method's training used with each seed: the digest of its prompts, tokens, seconds."""
+    """What training a method took, seed by seed: the digest of its prompts, tokens, seconds."""
     used = {"data": [], "tokens": [], "seconds": []}
     for folder in folders:
         record = json.loads((folder / method / "run.json").read_text(encoding="utf-8"))
@@ -95,9 +95,9 @@ def training(folders: list[Path], method: str) -> dict:
 
 
 def entry(folders: list[Path], method: str, scores: list[dict]) -> dict:
-    """The row of a method: its scores, a list with a value for each seed, and what it used.
+    """The row of a method: its scores, each a list over the seeds, and what its training took.
 
-    A score that the method does not have is an empty list; an infinite one is null.
+    A list lacks the seeds for which there is no such score. An infinite one is null.
     """
     row = {"method": method, "seeds": len(folders)}
     for key, wanted in SCORES.items():

@@ -13,12 +13,13 @@ A file may have any of these pairs of marker lines. Nothing outside them is chan
 <!-- board --> … <!-- /board -->            the objectives that board.py ranked, from --board FILE
 
 The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and
-its retention.jsonl if there is one. The tables follow the order of the folders. All scores come
-from metrics.py, retention.py and board.py.
+its retention.jsonl (the scores that retention.py wrote) if there is one. The tables follow the
+order of the folders. All scores come from metrics.py, retention.py and board.py.
 """
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ HEADLINE = (
     "excess KL",
     "CDF gap",
     "norm. W1",
+    "valid numbers",
     "unique open answers",
     "TV of the correct option",
 )
@@ -88,7 +90,7 @@ def table(lines: list[list[str]]) -> list[str]:
 
 
 def headline(scores: list[dict]) -> list[str]:
-    """A short table: for each model the base, soft and a perfect sampler, as far as scored.
+    """A short table: the base, soft and a perfect sampler for each model, where there are scores.
 
     A cell of numbers has two values: new parameters, then held-out families.
     """
@@ -101,8 +103,8 @@ def headline(scores: list[dict]) -> list[str]:
         for method, name in METHODS.items():
             if (model, method) not in scored:
                 continue
-            line = [model.split("/")[-1], name]
-            for metric in ("excess_kl", "cdf_gap", "normalized_w1"):
+            line = [Path(model).name, name]
+            for metric in ("excess_kl", "cdf_gap", "normalized_w1", "valid_rate"):
                 pair = [cells.get((model, method, "numbers", split, metric)) for split in SPLITS]
                 line.append(", ".join(short(score) for score in pair))
             line.append(short(cells.get((model, method, "open", None, "unique_rate"))))
@@ -215,7 +217,9 @@ def words(scores: list[dict]) -> list[str]:
 
 def mean(values: list[float | None]) -> float:
     """The mean over the seeds: infinite if any value is null, or if there are none."""
-    return float(np.mean([np.inf if value is None else value for value in values or [None]]))
+    if not values or None in values:
+        return math.inf
+    return float(np.mean(values))
 
 
 def cell(values: list[float | None], spread: bool = False) -> str:
@@ -281,23 +285,27 @@ def board(rows: list[dict]) -> list[str]:
 
 
 def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
-    """Replace what stands between a file's marker lines by the lines of `blocks`.
+    """Replace the text between a file's marker lines with the lines of `blocks`.
 
-    Raises InputError, and leaves the file as it is, if it has none of the pairs of marker lines
-    or only one line of a pair.
+    Raises InputError, and leaves the file as it is, if its marker lines are not in pairs, if there
+    are none, or if `blocks` lacks one of the names.
     """
-    text = path.read_text(encoding="utf-8")
-    found = [name for name in blocks if f"<!-- {name} -->\n" in text]
-    wrong = f"{path} lacks marker lines, such as <!-- costs --> and, below it, <!-- /costs -->"
-    if not found:
-        raise InputError(wrong)
-    for name in found:
-        before, opening, rest = text.partition(f"<!-- {name} -->\n")
-        old, closing, after = rest.partition(f"<!-- /{name} -->")
-        if not closing or opening in old:
-            raise InputError(wrong)
-        text = before + opening + "\n".join(blocks[name]) + "\n" + closing + after
-    distributions.write_text(path, text)
+    before, *marked = re.split(r"^<!-- (/?\w+) -->", path.read_text(encoding="utf-8"), flags=re.M)
+    names, texts = marked[::2], marked[1::2]
+    opening, closing = names[::2], names[1::2]
+    if not names or closing != [f"/{name}" for name in opening]:
+        wrong = "lacks marker lines, such as <!-- costs --> and, below it, <!-- /costs -->"
+        raise InputError(f"{path} {wrong}")
+    for name in opening:
+        if name not in blocks:
+            raise InputError(f"{path} has marker lines for {name}, but its file was not given")
+
+    parts = [before]
+    for name, text in zip(names, texts, strict=True):
+        if name in blocks:
+            text = "\n".join(["", *blocks[name], ""])
+        parts.append(f"<!-- {name} -->{text}")
+    distributions.write_text(path, "".join(parts))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 ## The extras, each a plain command; the Makefile includes this file.
 ##
+##   make ask         what a model answers, before and after training; PROMPT="Name a planet."
 ##   make figures     pictures of a model's rows
 ##   make compare     compare with published results of eleven large models
 ##   make novelty     NoveltyBench; FLAGS_novelty="--split wildchat" JUDGES="--reward X"
@@ -61,7 +62,8 @@ bench: $(RUN)/soft/adapter_config.json
 	$(PYTHON) tests/extras/speed.py --model $(MODEL) --adapter $(<D) --out $(RUN)/speed.jsonl
 endif
 
-# make_forks.py writes the forks, and prints METHODS and FLAGS_... for the environment of make.
+# make_forks.py writes the forks, and prints METHODS and FLAGS_... for the environment of make. Only
+# the make of each seed checks that every method has a trainer.
 SEEDS ?= 0 1
 board: | venv
 	@settings=$$($(PYTHON) tests/solutions/make_forks.py .) || exit; \

@@ -1,12 +1,13 @@
-"""Write the solutions of the exercises as forks of train_soft.py and train_hard.py.
+"""Write the exercises' objectives as forks of train_soft.py and train_hard.py.
 
     python tests/solutions/make_forks.py .             # write them
     python tests/solutions/make_forks.py . --remove    # remove them again
 
 The script writes a train_NAME.py for each entry of FORKS to the given folder, which must be the one
 that contains the Makefile. Then it prints the settings with which `make reproduce` trains, on the
-bundled model, every trainer in that folder: soft, hard, the forks and your own. `make board` runs
-this script, and `make reproduce` with those settings.
+bundled model, every trainer in that folder: soft, hard, the forks and your own. (It passes over
+links, such as train_mixed.py of the seventh exercise: they need flags of their own.) `make board`
+runs this script, and `make reproduce` with those settings.
 """
 
 import ast
@@ -27,7 +28,7 @@ class Fork(NamedTuple):
 
     base: str
     idea: str  # one sentence, which becomes its docstring
-    flags: str  # of its training
+    flags: str  # training options
     functions: dict[str, str] = {}  # name of a function -> the solution that replaces it
     pieces: dict[str, str] = {}  # piece of code -> what replaces it
     inserts: dict[str, list[str]] = {}  # line of code -> the lines that are inserted after it
@@ -90,7 +91,7 @@ FORKS = {
         "Weight each token of an answer half as much as the one before it.",
         SOFT_FLAGS,
         pieces={
-            # The floor is left out, because it holds for the mean with equal weights only.
+            # The floor is left out, because it is that of an unweighted mean.
             '"weight": 1, "floor": floor': '"weight": 1',
             "return (kl * real).sum(1) / real.sum(1)": (
                 "share = real * 0.5 ** torch.arange(real.shape[1], device=real.device)\n"
@@ -110,7 +111,7 @@ FORKS = {
 
 
 def find_once(pattern: str, source: str, sought: str, flags: int = 0) -> re.Match:
-    """The only match of a pattern. Raises InputError, naming what was sought, unless it is one."""
+    """The only match of a pattern. Raises InputError, naming what was sought, if it is not one."""
     matches = list(re.finditer(pattern, source, flags))
     if len(matches) != 1:
         raise distributions.InputError(
@@ -166,7 +167,7 @@ def replace_function(source: str, name: str, solution: str) -> str:
 
 
 def replace_docstring(source: str, idea: str, base: str) -> str:
-    """Replace a trainer's docstring by a fork's idea and its origin."""
+    """Replace a trainer's docstring with a fork's idea and its origin."""
     docstring = ast.parse(source).body[0]
     code = source.splitlines(True)[docstring.end_lineno :]
     return f'"""{idea}\n\nA fork of {base}, written by make_forks.py.\n"""\n' + "".join(code)
@@ -189,9 +190,9 @@ def fork(name: str) -> str:
 
 
 def settings(names: list[str]) -> str:
-    """The variables of the Makefile that train the methods, quoted for a shell.
+    """The variables with which the Makefile trains the methods, quoted for a shell.
 
-    Your own trainers have the flags of soft.
+    Your own trainers get soft's flags.
 
     >>> settings(["soft", "mine"])
     "'METHODS=soft mine' 'FLAGS_mine=--draws 8 --branches 8'"
@@ -216,18 +217,19 @@ def main() -> None:
             if file.exists() and file.read_text("utf-8") == source:
                 file.unlink()
             elif file.exists():
-                print(f"kept {file}, which is not the solution as it would be written now")
+                print(f"kept {file}, which differs from the solution")
         return
 
     for file, source in sources.items():  # all of them are written, or none
         if file.exists() and file.read_text("utf-8") != source:
             raise distributions.InputError(
-                f"{file} exists and is not the solution; give it another name, or remove it"
+                f"{file} exists and differs from the solution; rename it, or remove it"
             )
     for file, source in sources.items():
         file.write_text(source, "utf-8")
 
-    found = sorted(file.stem.removeprefix("train_") for file in args.out.glob("train_*.py"))
+    files = [file for file in args.out.glob("train_*.py") if not file.is_symlink()]
+    found = sorted(file.stem.removeprefix("train_") for file in files)
     print(settings(list(dict.fromkeys(["soft", "hard", *FORKS, *found]))))
 
 
