@@ -47,10 +47,10 @@ FIRST := venv $(filter models/%,$(MODEL))  # needed before any stage; rules.mk m
 reproduce: $(ROWS)
 	@$(PYTHON) metrics.py $^ --out $(RUN)/scores.jsonl --report $(RUN)/report.md
 
-# A stage runs once. FILE.made keeps its command and the checksums of what it read. If any of these
-# has changed since, make stops and shows the difference: nothing is overwritten, nothing is mixed.
-# FILE.made is written first, and removed again if the stage fails; `trap` lets the shell do this on
-# Ctrl-C. $1: the command; $2: files that it reads, or flags that name some; $3: what to remove
+# A stage runs once. FILE.made keeps its command and the checksums of its prompts and its trainer or
+# adapter. If any of these has changed, make stops and shows the difference: nothing is mixed or
+# overwritten. FILE.made is written first, and removed if the stage fails (`trap` lets the shell do
+# so on Ctrl-C). $1: the command; $2: files that it reads, or flags naming some; $3: what to remove
 define once
 @mkdir -p $(@D); \
 today=$$(echo '$(strip $1)' | awk '{ gsub(/ --/, "\n--"); print }'; \

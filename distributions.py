@@ -248,7 +248,8 @@ def is_discrete(row: dict) -> bool:
 
 # --------------------------------------------------------------------------- canonical outputs
 # A draw from a continuous distribution could be any of millions of five-decimal numbers. The
-# distribution's *canonical outputs* are 1001 of them, evenly spaced, which carry all probability.
+# distribution's *canonical outputs* are 1001 of them, evenly spaced, which together carry all the
+# probability.
 
 
 class Lattice(NamedTuple):
@@ -302,7 +303,7 @@ def lattice(row: dict) -> Lattice:
     last = math.floor(high + 1e-12 * abs(high))
     has_one_value = discrete and frozen.var() == 0  # such as Bernoulli with p = 0
     if first >= last or has_one_value:
-        raise InputError(f"{about}: fewer than two numbers with {decimals} decimals")
+        raise InputError(f"{about}: fewer than two possible answers with {decimals} decimals")
 
     def continuous_cdf(k):
         return frozen.cdf(k / scale)
@@ -471,7 +472,7 @@ def check_prompt(row: dict) -> str:
         raise InputError("expected a prompt, but this is a result, which already has draws")
 
     if "outputs" not in row:
-        lattice({"family": None, "params": None} | row)  # raises an error if they are wrong
+        lattice(row)  # raises an error if the family, parameters or decimals are wrong
         return f"id {row['id']!r}"
     outputs, probs = row["outputs"], row["probs"]
     texts = {text for text in outputs if isinstance(text, str) and text and text == text.strip()}
@@ -488,9 +489,9 @@ def check_prompt(row: dict) -> str:
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
     """Read number prompts from files; with a limit, keep that many of them, evenly spaced."""
     rows = read_rows(paths, ("id", "split", "prompt"), check_prompt)
-    if limit is None:
+    if limit is None or limit >= len(rows):
         return rows
-    return [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]
+    return [rows[i * len(rows) // limit] for i in range(limit)]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -525,7 +526,7 @@ def must_be_new(finished: Path, remove: Path | None = None) -> None:
 def check_method(name: str) -> None:
     """Raises InputError if the name of an adapter's folder is reserved.
 
-    base, ssot and target are methods without an adapter, and figures is the folder of pictures.
+    base, ssot and target are methods without an adapter, and figures is the folder for pictures.
     """
     if name in ("base", "ssot", "figures") or name.startswith("target"):
         raise InputError(f"a method cannot be called {name!r}; choose another name for its folder")

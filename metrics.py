@@ -40,7 +40,7 @@ from scipy import stats
 
 import distributions
 
-# Files of a run that hold no rows for the tables.
+# Files of a run that have no rows for the tables.
 OTHERS = ("log", "novelty", "published", "scores")
 
 # ------------------------------------------------------------------------- a draw becomes a value
@@ -158,6 +158,11 @@ LABEL = re.compile(
 ORDER = re.compile(r"question:a\.b\.c\.d\.correct answer:explanation:([a-h]\.)*")
 
 
+def bare(text: str) -> str:
+    """A text without case, and without the symbols and spaces at its ends."""
+    return re.sub(r"^\W+|\W+$", "", text).casefold()
+
+
 def parse_question(text: str) -> int | None:
     """The position, 0 to 3, of a generated exam's correct answer; None if it is not well-formed.
 
@@ -178,8 +183,8 @@ def parse_question(text: str) -> int | None:
     if not answer:
         return None
     place = "ABCD".index(answer[1])
-    repeated = answer[2].strip(' .)"').casefold()
-    return place if repeated in ("", options[place].strip(" .").casefold()) else None
+    repeated = bare(answer[2])
+    return place if repeated in ("", bare(options[place])) else None
 
 
 # ------------------------------------------------------------------- values become scores
@@ -288,7 +293,7 @@ def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
     scores = {"valid_rate": [place is not None for place in places]}
     # The table computes one TV of all positions (see METRICS); with fewer than 30, it is noise.
     scores["tv"] = valid if len(valid) >= 30 else []
-    for letter, place in zip("abcd", range(4), strict=True):
+    for place, letter in enumerate("abcd"):
         scores[f"share_{letter}"] = [found == place for found in valid]
     return scores
 
@@ -317,8 +322,8 @@ EXAM = "Question: 1\nA. 1\nB. 2\nC. 3\nD. 4\nCorrect Answer: {}\nExplanation: 1"
 
 
 def target_row(row: dict, name: str = "target") -> dict:
-    """A row as a perfect sampler would have made it, with as many draws as it has answers."""
-    n = len(answers_of(row))
+    """A row as a perfect sampler would have made it, with as many draws."""
+    n = len(row["draws"])
     rng = distributions.prompt_rng(seed_of(row), row["id"])
     target = row | {"method": name, "tokens": None, "protocol": None}
     if row["axis"] == "mcq":
@@ -338,14 +343,14 @@ def target_rows(rows: list[dict]) -> list[dict]:
     """
     asked, largest = {}, {}
     for row in sorted(rows, key=lambda row: "logit_kl" not in row):  # prefer rows with a logit KL
-        axis, n = row["axis"], len(answers_of(row))
+        axis, n = row["axis"], len(row["draws"])
         if axis in ("numbers", "mcq"):
             asked.setdefault((row["model"], axis, n, seed_of(row), row["id"]), row)
             largest[axis] = max(n, largest.get(axis, 0))
 
     targets = []
     for row in asked.values():
-        n = len(answers_of(row))
+        n = len(row["draws"])
         name = "target" if n == largest[row["axis"]] else f"target, n={n}"
         targets.append(target_row(row, name))
     return targets
@@ -399,8 +404,11 @@ def bootstrap(
     """A 95% percentile interval (Efron 1981) of a statistic of values (F,); none if F < 2."""
     if len(values) < 2:
         return None, None
-    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    resampled = statistic(values[picks], axis=1)
+    rng = np.random.default_rng(0)
+    resampled = []
+    for _ in range(0, resamples, 100):  # a hundred at a time, to save memory
+        picks = rng.integers(len(values), size=(100, len(values)))
+        resampled.append(statistic(values[picks], axis=1))
     low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)
 
@@ -465,7 +473,8 @@ def show(x: float | None, digits: int) -> str:
 
 def cell(seeds: list[dict]) -> str:
     """One score as text: with its interval or, over several seeds, mean ± standard deviation."""
-    if not seeds or not seeds[0]["n"]:
+    seeds = [row for row in seeds if row["n"]]  # null is infinite; n = 0 means no score
+    if not seeds:
         return "–"
     values = [row["value"] for row in seeds]
     mean = None if None in values else np.mean(values)
@@ -482,8 +491,8 @@ def table(scores: list[dict], axis: str) -> list[str]:
 
     def place(key):  # unseen before ood; base first, targets last, others in the order given
         model, split, method = key
-        rank = -1 if method == "base" else method.startswith("target")
-        return model, split != "unseen", split or "", rank
+        is_target = method.startswith("target")
+        return model, split != "unseen", split or "", method != "base", is_target
 
     cells = {}
     for row in scores:
@@ -536,13 +545,14 @@ def check_same_prompts(rows: list[dict]) -> None:
         what = ("id", "bins", "prompt", "params", "decimals", "outputs", "probs")
         question = str([row.get(field) for field in what])
         methods.setdefault(key, set()).add(row["method"])
-        asked.setdefault((*key, question), set()).add(row["method"])
-    for (model, axis, question), some in asked.items():
+        asked.setdefault((*key, row["id"], question), set()).add(row["method"])
+    for (model, axis, prompt, _), some in asked.items():
         others = methods[model, axis] - some
         if others:
             raise distributions.InputError(
-                f"{model}, {axis}: {question[:99]} was asked of {', '.join(sorted(some))} but not "
-                f"of {', '.join(sorted(others))}; draw one of them again"
+                f"{model}, {axis}: the prompt {prompt} was asked of {', '.join(sorted(some))} but "
+                f"not of {', '.join(sorted(others))}, or with other words or bins; "
+                "draw the rows of one of them again"
             )
 
 
@@ -554,7 +564,7 @@ def check_same_weights(rows: list[dict]) -> None:
         if weights and weights_of.setdefault(row["model"], weights) != weights:
             raise distributions.InputError(
                 f"{name_of_row(row)}: its model has different weights ({weights}) from earlier "
-                f"rows ({weights_of[row['model']]}); draw one of them again"
+                f"rows ({weights_of[row['model']]}); draw the rows of one of them again"
             )
 
 

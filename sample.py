@@ -10,8 +10,8 @@ To try it in seconds:
     python sample.py numbers --model tests/tiny --prompts runs/data/ood.jsonl --n 100 --out a.jsonl
 
 There are three axes of measurement. `numbers` asks for the random numbers that a file describes,
-`open` asks 102 questions such as "Name a random planet", and `mcq` asks for an exam question with
-four options, again and again: is the correct answer at A, B, C and D equally often?
+`open` asks 102 questions such as "Name a random planet", and `mcq` asks the model to write an exam
+question with four options, again and again: is the correct answer at A, B, C and D equally often?
 
 The script writes one row for each prompt: the prompt's row plus these keys.
 
@@ -32,7 +32,7 @@ rounding. After an interruption, the same command continues with the remaining p
 
 The main differences from the paper's code (README lists all):
 
-1) The questions of `open`, the prompt of `mcq` and the SSOT prompt are our own words.
+1) The questions of `open`, the prompt of `mcq` and the SSOT prompt are in our own words.
 2) The logit KL covers 128 paths at evenly spaced quantiles (--paths) instead of four random ones.
 
 This file does not score the draws; metrics.py does.
@@ -128,7 +128,7 @@ SSOT_MAX_TOKENS = 4096
 
 
 def prompt_rows(args) -> list[dict]:
-    """The prompts to ask, as rows. Raises InputError, which names the file."""
+    """The prompts to send, as rows. Raises InputError, which names the file."""
     if args.axis == "numbers":
         return distributions.read_prompts(args.prompts)
     if args.prompts:
@@ -149,12 +149,15 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
     """
     rows = []
     for path in paths:
+        found = None
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
-            is_list = text.lstrip().startswith("[")
-            found = json.loads(text) if is_list else distributions.read_rows([path], ("prompt",))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            if text.lstrip().startswith("["):
+                found = json.loads(text, parse_constant=distributions.refuse_constant)
+        except ValueError as error:
             raise distributions.InputError(f"{path}: {error}") from None
+        if found is None:
+            found = distributions.read_rows([path], ("prompt",))
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in found]
 
     files = ", ".join(paths)
@@ -164,7 +167,7 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
         if not all(isinstance(text, str) for text in texts) or "draws" in row:
             raise distributions.InputError(
                 f"{files}: every id and prompt must be a string, and no row may have draws yet; "
-                f"the row {row['id']!r} is different"
+                f"the row {row['id']!r} breaks this rule"
             )
     if not rows:
         raise distributions.InputError(f"{files}: there are no prompts")
@@ -290,7 +293,7 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
         opening = "<think>" if thinks else ""
         result = row | {"draws": [opening + to_text(tokenizer, path, ends) for path in draws]}
         if args.axis in EXACT_MEASURES and not args.protocol:
-            with torch.inference_mode():
+            with torch.inference_mode():  # walk has used up its own cache
                 prefix = trie.prefill(model, [ids[i]])
             result |= EXACT_MEASURES[args.axis](model, tokenizer, end, row, prefix, args)
         result["tokens"] = sum(len(path) for path in draws)

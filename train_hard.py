@@ -13,11 +13,10 @@ because the expected cross-entropy is the entropy of the target plus KL(target |
 train_soft.py computes exactly is estimated here from samples.
 
 The recipe is the paper's (arXiv 2605.11845): two epochs of 16 answers to each of 1988 prompts, in
-batches of 32 answers, with LoRA on the attention projections. Each prompt gets 2 x 16 = 32 answers,
-as many as a batch holds, so there are also 1988 steps. The main differences from the paper's code
-(README lists all):
+batches of 32 answers, with LoRA on the attention projections. That makes 1988 x 2 x 16 / 32 = 1988
+steps. The main differences from the paper's code (README lists all):
 
-1) Every family is spread evenly over an epoch. In the paper's code the small ones run out halfway.
+1) Each epoch mixes all families evenly. In the paper's code the small ones run out halfway.
 2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
    default, the recipe is the paper's. With `--branches 16`, the model sees the same 63,616 answers
    in only 126 steps. To compare with soft at an equal number of steps (189), add `--epochs 3`.
@@ -48,7 +47,7 @@ import trie
 
 EPOCHS = 2
 DRAWS = 16  # sampled answers for each prompt, in each epoch
-BINS = 16384  # canonical outputs; soft has 1001, since it builds a trie of them
+BINS = 16384  # canonical outputs; soft keeps only 1001, because it builds a trie of them
 
 # ------------------------------------------------------------------------------- the objective
 # prepare() runs once per prompt; collate() and loss() run at every step. Edit them.
@@ -58,14 +57,15 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     """Sample a prompt's answers.
 
     Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
-    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect
-    sampler would have, optional), and whatever collate() needs: here, nothing else.
+    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: what a perfect
+    sampler would lose on this very answer, which is mostly the target's entropy), and whatever
+    collate() needs: here, nothing else.
     """
     texts, perfect = distributions.sample_outputs(row, draws, rng, BINS)
     answers = []
     for tokens, p in zip(trie.encode(tokenizer, texts, end), perfect.tolist(), strict=True):
         path = tokens[tokens != trie.PAD]
-        floor = -math.log(max(p, 1e-300)) / len(path)  # p in the far tail may underflow to 0
+        floor = -math.log(max(p, 1e-300)) / len(path)  # far out in a tail, p may round to 0
         # Weighting by length makes the batch mean a mean over tokens, as in ordinary fine-tuning.
         answers.append({"path": path, "weight": len(path), "floor": floor})
     return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}
@@ -199,8 +199,12 @@ def main() -> None:
         rng = distributions.prompt_rng(args.seed, row["id"])
         examples.append(prepare(tokenizer, end, row, args.epochs * args.draws, rng))
     steps = plan([row.get("family", "own target") for row in rows], args)
-    if min(len(batch) for batch in steps) < world:
-        raise distributions.InputError(f"--batch {args.batch} is too small for {world} processes")
+    smallest = min(len(batch) for batch in steps)
+    if smallest < world:
+        raise distributions.InputError(
+            f"a step of {smallest} units is too small for {world} processes; "
+            "raise --batch, or --limit if you set one"
+        )
 
     def answers_of(units: list[Unit]) -> list[dict]:
         answers = []
@@ -231,15 +235,16 @@ def main() -> None:
         if number <= finished:
             continue
         start = time.perf_counter()
-        total_weight = sum(answer["weight"] for answer in answers_of(batch))
+        batch_answers = answers_of(batch)
+        total_weight = sum(answer["weight"] for answer in batch_answers)
         step_loss = 0.0
 
         # Gradients add up over the parts of a batch, so a part may be as small as memory requires.
         # subtle: every process must run the same number of parts, or DDP waits forever.
         my_share = batch[rank::world]
         parts = min(args.accumulate, len(batch) // world)
-        for indices in np.array_split(np.arange(len(my_share)), parts):
-            part = [my_share[i] for i in indices]
+        for i in range(parts):
+            part = my_share[i::parts]
             answers = answers_of(part)
             tensors = {k: v.to(accelerator.device) for k, v in collate(answers).items()}
 
@@ -265,15 +270,14 @@ def main() -> None:
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
-        # The floor is the loss that a perfect sampler would have on this batch.
-        answers = answers_of(batch)
+        # The floor is what a perfect sampler would lose; see prepare().
         record = {"step": number, "loss": step_loss, "lr": lr}
         floor = math.nan
-        if all("floor" in answer for answer in answers):
-            floor = sum(a["floor"] * a["weight"] for a in answers) / total_weight
+        if all("floor" in answer for answer in batch_answers):
+            floor = sum(a["floor"] * a["weight"] for a in batch_answers) / total_weight
             record["floor"] = floor
         prompt_tokens = sum(len(examples[unit.prompt]["prompt"]) for unit in batch)
-        record["tokens"] = prompt_tokens + sum(len(answer["path"]) for answer in answers)
+        record["tokens"] = prompt_tokens + sum(len(answer["path"]) for answer in batch_answers)
         record["seconds"] = time.perf_counter() - start
         log.write(json.dumps(record) + "\n")
         log.flush()
@@ -282,7 +286,8 @@ def main() -> None:
 
     log.close()
     trie.save_adapter(accelerator, model, out)
-    checkpoint.path.unlink(missing_ok=True)
+    if main_process:  # the others may get here before the adapter is saved
+        checkpoint.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

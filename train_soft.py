@@ -9,15 +9,15 @@ To try it in seconds, use the bundled model and 64 prompts:
 
 The idea. A prompt asks for one random number from a known distribution. After every prefix of an
 answer ("", "3", "3.", "3.1", ...) we therefore know how probable each next token should be; the
-prefix trie in trie.py computes it. So the loss need not wait for the frequencies of samples to
-average out. A sampled answer only decides which prefixes we visit; at each of them we pull the
-model's whole next-token distribution towards the target, with KL(target || model) as the loss.
+prefix trie in trie.py computes it. So we need not estimate these probabilities from samples. A
+sampled answer only decides which prefixes we visit; at each of them we pull the model's whole
+next-token distribution towards the target, with KL(target || model) as the loss.
 
 The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts in batches of 32,
 which makes 189 steps, with LoRA on the attention projections. The main differences from the paper's
 code (README lists all):
 
-1) Every family is spread evenly over an epoch. In the paper's code the small ones run out halfway.
+1) Each epoch mixes all families evenly. In the paper's code the small ones run out halfway.
 2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
    default, the recipe is the paper's.
 
@@ -57,8 +57,9 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     """Sample a prompt's answers and work out their targets.
 
     Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
-    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (the loss that a perfect
-    sampler would have, optional), and whatever collate() needs: here, its prefixes' targets.
+    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: what a perfect
+    sampler would lose, on average over the prompt's outputs), and whatever collate() needs: here,
+    its prefixes' targets.
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")
@@ -82,7 +83,7 @@ def collate(answers: list[dict]) -> dict[str, torch.Tensor]:
     """Stack R answers of at most L tokens; a prefix has at most C children in the trie.
 
     completions (R, L): the answers' tokens, padded with PAD
-    tokens (R, L, C):   the children of each prefix, and
+    tokens (R, L, C):   the children of each prefix
     q (R, L, C):        their target probabilities, 0 where there are fewer than C
     """
     paths = [answer["path"] for answer in answers]
@@ -211,8 +212,12 @@ def main() -> None:
         rng = distributions.prompt_rng(args.seed, row["id"])
         examples.append(prepare(tokenizer, end, row, args.epochs * args.draws, rng))
     steps = plan([row.get("family", "own target") for row in rows], args)
-    if min(len(batch) for batch in steps) < world:
-        raise distributions.InputError(f"--batch {args.batch} is too small for {world} processes")
+    smallest = min(len(batch) for batch in steps)
+    if smallest < world:
+        raise distributions.InputError(
+            f"a step of {smallest} units is too small for {world} processes; "
+            "raise --batch, or --limit if you set one"
+        )
 
     def answers_of(units: list[Unit]) -> list[dict]:
         answers = []
@@ -243,15 +248,16 @@ def main() -> None:
         if number <= finished:
             continue
         start = time.perf_counter()
-        total_weight = sum(answer["weight"] for answer in answers_of(batch))
+        batch_answers = answers_of(batch)
+        total_weight = sum(answer["weight"] for answer in batch_answers)
         step_loss = 0.0
 
         # Gradients add up over the parts of a batch, so a part may be as small as memory requires.
         # subtle: every process must run the same number of parts, or DDP waits forever.
         my_share = batch[rank::world]
         parts = min(args.accumulate, len(batch) // world)
-        for indices in np.array_split(np.arange(len(my_share)), parts):
-            part = [my_share[i] for i in indices]
+        for i in range(parts):
+            part = my_share[i::parts]
             answers = answers_of(part)
             tensors = {k: v.to(accelerator.device) for k, v in collate(answers).items()}
 
@@ -277,15 +283,14 @@ def main() -> None:
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
-        # The floor is the loss that a perfect sampler would have on this batch.
-        answers = answers_of(batch)
+        # The floor is what a perfect sampler would lose; see prepare().
         record = {"step": number, "loss": step_loss, "lr": lr}
         floor = math.nan
-        if all("floor" in answer for answer in answers):
-            floor = sum(a["floor"] * a["weight"] for a in answers) / total_weight
+        if all("floor" in answer for answer in batch_answers):
+            floor = sum(a["floor"] * a["weight"] for a in batch_answers) / total_weight
             record["floor"] = floor
         prompt_tokens = sum(len(examples[unit.prompt]["prompt"]) for unit in batch)
-        record["tokens"] = prompt_tokens + sum(len(answer["path"]) for answer in answers)
+        record["tokens"] = prompt_tokens + sum(len(answer["path"]) for answer in batch_answers)
         record["seconds"] = time.perf_counter() - start
         log.write(json.dumps(record) + "\n")
         log.flush()
@@ -294,7 +299,8 @@ def main() -> None:
 
     log.close()
     trie.save_adapter(accelerator, model, out)
-    checkpoint.path.unlink(missing_ok=True)
+    if main_process:  # the others may get here before the adapter is saved
+        checkpoint.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

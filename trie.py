@@ -123,8 +123,7 @@ class Trie:
         sampling). The leaves are in the order of their tokens, not of their values.
         """
         cumulative = np.cumsum(self.probs)
-        leaves = np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
-        return leaves.clip(max=len(self.probs) - 1)
+        return np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
 
 
 def pad_targets(
@@ -151,13 +150,15 @@ def pad_targets(
 def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
     """The KL divergence that a perfect sampler would have on the trie, in nats per token.
 
-    It is not zero. The trie keeps 1001 of perhaps a million numbers, so after a few digits it is
-    certain of the rest: it gives probability 1 to the only digit left. A perfect sampler gives that
-    digit about 1/10, for which the KL charges log 10.
+    The KL of a prompt is a mean over the prefixes of an output, and then over outputs drawn from
+    the target q. It is zero for a perfect sampler only if the trie keeps every number. Of a million
+    numbers it may keep 1001, so after a few digits it is certain of the rest: it gives probability
+    1 to the only digit left. A perfect sampler gives that digit about 1/10, for which the KL
+    charges log 10.
 
     Let p be the perfect sampler's next-token probabilities. The KL at a prefix is the expectation
-    of log(q(token) / p(token)) over the next token. Along the path of an output x these log-ratios
-    telescope:
+    of log(q(token) / p(token)) over the next token, so in expectation we may add up the log-ratios
+    of an output's own tokens instead. Along the path of an output x these telescope:
 
         sum over the prefixes of x of  log(q(token) / p(token))  =  log(q(x) / perfect(x))
 
@@ -165,8 +166,9 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
 
         floor = sum over x of  q(x) / length(x) * log(q(x) / perfect(x))
 
-    This is exact if all outputs have the same length; otherwise it agrees to five digits with a
-    perfect sampler computed by brute force (tests/test_trie.py). It is what a perfect *sampler*
+    This is exact if all outputs have the same length. If not, dividing by the output's own length
+    makes a tiny difference: the result agrees to five digits with a perfect sampler computed by
+    brute force (tests/test_trie.py). It is what a perfect *sampler*
     scores, not the smallest possible KL: a model that has learned which 1001 numbers the trie keeps
     scores lower, although its draws are no better.
 
@@ -282,12 +284,12 @@ class Prefix(NamedTuple):
 
     cache:         the keys and values of every layer
     mask (R, P):   1 where a row has a token, 0 where it has padding (rows are padded on the left)
-    logits (R, V): the model's logits for the next token
+    logits (R, V): the model's logits for the next token (None before anything is read)
     """
 
     cache: object
     mask: torch.Tensor
-    logits: torch.Tensor
+    logits: torch.Tensor | None
 
     def fork(self, rows: torch.Tensor) -> "Prefix":
         """A new Prefix, whose row i continues this one's row rows[i]. Gradients flow through it."""
@@ -311,11 +313,11 @@ def extend(
     """
     mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    # subtle: keep = 1 would mean the same, but leave gaps in memory between the last hidden states.
-    # The output layer would then be multiplied row by row, which takes a tenth of a training step.
+    # subtle: keep = 1 would give the same logits, but from a view with gaps in memory. The output
+    # layer would then multiply it row by row, which takes a tenth of a training step.
     keep = torch.tensor([-1]) if last_only else 0
     out = model(
-        input_ids=tokens.clamp(min=0),  # PAD is not a token id; masked positions may hold any
+        input_ids=tokens.clamp(min=0),  # PAD is not a token id; where it is masked, any id will do
         attention_mask=mask,
         position_ids=positions[:, -tokens.shape[1] :],
         past_key_values=prefix.cache,
@@ -338,7 +340,8 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     """
     head = []
     if len(prompts) > 1 and not slides_window(model):
-        # commonprefix works on any sequences, not only paths. [:-1] leaves every prompt a token.
+        # commonprefix works on any sequences, not only paths. With [:-1], every prompt keeps at
+        # least one token of its own.
         head = os.path.commonprefix([prompt[:-1] for prompt in prompts])
     rests = [prompt[len(head) :] for prompt in prompts]
     width = max(len(rest) for rest in rests)
@@ -384,10 +387,10 @@ def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) ->
     number. Adding r to row r turns all rows into one increasing sequence, so one search covers all.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
-    cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
-    lifted = cdf.add_(torch.arange(len(cdf), device=cdf.device)[:, None])
-    place = torch.searchsorted(lifted.flatten(), row_of + uniform, right=True)
-    return place % cdf.shape[1]
+    cdf /= cdf[:, -1:].clone()  # every row ends at exactly 1
+    cdf += torch.arange(len(cdf), device=cdf.device)[:, None]
+    place = torch.searchsorted(cdf.flatten(), row_of + uniform, right=True)
+    return place % cdf.shape[1]  # from the place in the sequence to that in its row
 
 
 @torch.inference_mode()
@@ -411,8 +414,8 @@ def walk(
 
     uniform (B * n, T) holds each draw's random numbers; a prompt's n draws are adjacent.
     A draw uses only its own numbers, so its answer does not depend on which other draws are made
-    with it. To limit memory, at most `rows` draws (so at most `rows` rows of the batch) are in
-    progress at once. This changes results only by floating-point rounding.
+    with it. To limit memory, the draws take turns: once all prompts have been read, at most `rows`
+    draws are in progress at a time. This changes results only by floating-point rounding.
 
     Returns each draw's tokens, in order. An answer ends with one of `ends`, or after T tokens.
     """
@@ -461,7 +464,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
 
 
 def processes() -> PartialState:
-    """This process's place among those that `accelerate launch` started, or alone without it."""
+    """The state of this process, which is one of several under `accelerate launch`."""
     patience = datetime.timedelta(weeks=1)  # how long to wait for a slower process
     return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
 
@@ -503,7 +506,7 @@ def load(name: str, adapter: str | Path | None = None) -> tuple:
 
 def identity(name: str) -> str:
     """Identifies a model, wherever it is stored: the checksums of its files, or its hub id."""
-    suffixes = (".json", ".jinja", ".safetensors")
+    suffixes = (".json", ".jinja", ".safetensors", ".bin")
     files = [path for path in sorted(Path(name).glob("*")) if path.suffix in suffixes]
     return " ".join(digest(path) for path in files) or name
 
@@ -599,7 +602,7 @@ class Checkpoint:
             state["weights"] = [parameter.detach() for parameter in self.trainable]
             state["optimizer"] = self.optimizer.state_dict()
             state["schedule"] = self.schedule.state_dict()
-            buffer = io.BytesIO()  # torch.save to a file would not say that the disk is full
+            buffer = io.BytesIO()  # torch.save to a file does not report a full disk
             torch.save(state, buffer)
             temporary = self.path.with_suffix(".tmp")
             temporary.write_bytes(buffer.getbuffer())
@@ -654,7 +657,7 @@ def pin_date(template: str) -> dict:
 
 
 def open_final_channel(text: str) -> str:
-    """gpt-oss first chooses a channel, as it may want to think; we open the answer's channel."""
+    """gpt-oss begins by choosing a channel, since it may think first. We open the final one."""
     is_gpt_oss = text.endswith("<|start|>assistant")
     return text + "<|channel|>final<|message|>" if is_gpt_oss else text
 
@@ -677,5 +680,5 @@ def slides_window(model) -> bool:
 
 
 def vision_modules(model) -> str | None:
-    """Gemma 3 (4B and larger) also has vision layers: a pattern for what LoRA should skip."""
+    """A pattern for the modules that LoRA should skip: larger Gemma 3 models have vision layers."""
     return ".*vision_tower.*" if hasattr(model.config, "vision_config") else None

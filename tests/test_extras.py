@@ -249,7 +249,7 @@ def test_rows_that_do_not_belong_together_are_a_one_line_error(rows, tmp_path, p
 
     few = tmp_path / "few.jsonl"
     write_text(few, to_jsonl(read_rows([rows / "soft" / "numbers.jsonl"])[:2]))
-    assert "draw one of them again" in complaint(figures, base, few, *out)
+    assert "draw the rows of one of them again" in complaint(figures, base, few, *out)
 
     other = edited(base, tmp_path / "other.jsonl", model="other")
     line = complaint(figures, base, other, *out)

@@ -696,6 +696,13 @@ def test_the_place_of_the_right_answer(old, new, place):
     assert metrics.parse_question(text) == place
 
 
+@pytest.mark.parametrize("option", ["Vitamin C (ascorbic acid)", ">140 mmHg", '"Islets"', "3 €"])
+def test_an_option_with_symbols_at_its_ends_may_be_repeated(option):
+    text = GOOD.replace("Pancreas", option)
+    assert metrics.parse_question(text.replace("Answer: B", f"Answer: B. {option}")) == 1
+    assert metrics.parse_question(text.replace("Answer: B", f"Answer: A. {option}")) is None
+
+
 DEGENERATE = {
     "options": "Question: x\n" + "A. x\nB. y\nC. z\nD. w\n" * 3000,
     "questions": (GOOD.rsplit("\n", 1)[0] + "\n") * 2000,
@@ -814,8 +821,9 @@ def test_a_smaller_number_of_questions_has_its_own_target_row():
 def test_a_cell_is_a_value_and_its_interval(value, low, high, shown):
     row = {"metric": "normalized_w1", "value": value, "low": low, "high": high, "n": 5}
     assert metrics.cell([row]) == shown
-    assert metrics.cell([row | {"n": 0}]) == "–"
-    assert metrics.cell([]) == "–"
+    absent = row | {"value": None, "low": None, "high": None, "n": 0}
+    assert metrics.cell([absent]) == metrics.cell([]) == "–"
+    assert metrics.cell([absent, row]) == metrics.cell([row, absent]) == shown  # two seeds
 
 
 def test_each_axis_has_one_table():

@@ -485,6 +485,7 @@ def test_your_own_prompts_are_jsonl_or_a_list(tmp_path, axis):
         ("", ("mine:1: ",)),
         ('{"prompt": "a"', ("mine:1: ",)),
         ('["A tree?", "A bird', ("mine",)),
+        ('[{"prompt": "A tree?", "note": NaN}]', ("mine: ", "NaN")),
     ],
 )
 def test_bad_files_of_your_own_are_errors(tmp_path, text, facts):
