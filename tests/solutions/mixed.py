@@ -7,7 +7,8 @@ r"""Exercise 7: train on words as well as numbers, and ask about topics that wer
         FLAGS_numbers="--prompts runs/mixed-data/held_out.jsonl"
 
 (This --data replaces the Makefile's, and these --prompts are added to the Makefile's. --draws and
---branches are what soft uses on the model tests/tiny; leave them out for another model.)
+--branches are what soft uses on the model tests/tiny. Leave them out for another model, which is
+better for this exercise: tests/tiny knows so few of these words that it learns to make some up.)
 
 The paper trains on numbers alone, and names that as its first limitation. Here the model also
 learns from prompts about words whose probabilities are known, of two kinds:

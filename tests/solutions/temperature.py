@@ -159,9 +159,12 @@ def draw_panel(axes, panel: Panel, places: dict[str, tuple[float, float]]) -> No
         style = figures.STYLES[0 if method in line else 1]
         axes.plot(*place, "*" if is_target else "o", color=style.color, markersize=9)
         label = "a perfect sampler" if is_target else method
-        axes.annotate(label, place, xytext=(0, 8), textcoords="offset points", ha="center")
+        on_the_left = method in line or is_target
+        side, offset = ("right", (-9, -4)) if on_the_left else ("left", (9, -4))
+        axes.annotate(label, place, xytext=offset, textcoords="offset points", ha=side)
     axes.set(title=panel.title, xlabel="share of valid answers", ylabel=panel.label)
     axes.margins(0.2)
+    axes.set_xlim(min(0.8, axes.get_xlim()[0]), 1.04)
     axes.grid(alpha=0.3)
 
 
