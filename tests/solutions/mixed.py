@@ -22,12 +22,12 @@ learns from prompts about words whose probabilities are known, of two kinds:
 
        Name a random continent. Output ONLY the answer.
 
-The script writes two files to OUT: train.jsonl, with the 1988 number prompts, 50 lists and 80
-choices in two wordings; and held_out.jsonl, with ten other lists (split "lists") and 22 other
-choices (split "words"). The topics of the 22 were held out as a whole: time, games, the sky and
-sport. Each is asked in one wording that was used in training and in one that was not. (A question
-with a wording of its own, such as "Toss a coin.", is asked as it stands.) No trained choice is
-among the open questions of sample.py.
+The script writes two files to OUT: train.jsonl, with the 1988 number prompts, 50 lists, and 80
+choices in two wordings each; and held_out.jsonl, with ten other lists (split "lists") and 22 other
+choices (split "words"). The 22 are all choices from four topics: time, games, the sky and sport.
+Each is asked in one wording that was used in training and in one that was not. (A question with a
+wording of its own, such as "Toss a coin.", is asked as it stands.) No trained choice is among the
+open questions of sample.py.
 
 Does the model choose evenly in topics that it has never trained on? Compare `TV`, the total
 variation, with that of the row `target`, a perfect sampler. And do the numbers suffer?
@@ -78,29 +78,26 @@ def list_rows() -> list[dict]:
 # --------------------------------------------------------------------------------- uniform choices
 
 CHOICES = Path(__file__).with_name("choices.txt")
-WORDINGS = (
-    "Name a random {}.",
-    "Choose any {} at random.",
-    "Select one {}, with equal probability for each.",  # never trained
-)
+TRAINED_WORDINGS = ("Name a random {}.", "Choose any {} at random.")
+NEW_WORDING = "Select one {}, with equal probability for each."
 
 
 def choice_rows() -> list[dict]:
     """The prompt rows of choices.txt, where "# trained: X" or "# held out: X" stands above a topic.
 
-    A line such as "season: Spring, Summer, Autumn, Winter" is asked in the wordings above. One such
-    as "Toss a coin.: Heads, Tails" is asked as it stands.
+    A line such as "season: Spring, Summer, Autumn, Winter" is asked in two wordings; if it is held
+    out, the second is new. One such as "Toss a coin.: Heads, Tails" is asked as it stands.
     """
     rows = []
     trained = False
     lines = [line for line in CHOICES.read_text("utf-8").splitlines() if line]
     for line in lines:
         if line.startswith("# "):
-            trained = {"# trained": True, "# held out": False}[line.partition(":")[0]]
+            trained = line.startswith("# trained")
             continue
         thing, items = line.split(": ")
         outputs = items.split(", ")
-        wordings = WORDINGS[:2] if trained else WORDINGS[::2]
+        wordings = TRAINED_WORDINGS if trained else (TRAINED_WORDINGS[0], NEW_WORDING)
         prompts = [thing] if thing.endswith(".") else [text.format(thing) for text in wordings]
         for prompt in prompts:
             row = {
