@@ -56,10 +56,10 @@ BINS = 16384  # canonical outputs; soft keeps only 1001, because it builds a tri
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers.
 
-    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
-    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: what a perfect
-    sampler would lose on this very answer, which is mostly the target's entropy), and whatever
-    collate() needs: here, nothing else.
+    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs; those that
+    will share a pass are next to each other. An answer has a `path` (its tokens), a `weight` in the
+    batch mean, the `floor` (optional: what a perfect sampler would lose on this very answer, which
+    is mostly the target's entropy), and whatever collate() needs: here, nothing else.
     """
     texts, perfect = distributions.sample_outputs(row, draws, rng, BINS)
     answers = []

@@ -56,10 +56,10 @@ BINS = 1001  # canonical outputs of a continuous distribution
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers and work out their targets.
 
-    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
-    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: what a perfect
-    sampler would lose, on average over the prompt's outputs), and whatever collate() needs: here,
-    its prefixes' targets.
+    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs; those that
+    will share a pass are next to each other. An answer has a `path` (its tokens), a `weight` in the
+    batch mean, the `floor` (optional: what a perfect sampler would lose, on average over the
+    prompt's outputs), and whatever collate() needs: here, its prefixes' targets.
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")
