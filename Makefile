@@ -39,7 +39,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 PROMPTED := ssot
 TRAINED  := $(filter-out $(PROMPTED),$(METHODS))
 $(foreach m,$(if $(filter board,$(MAKECMDGOALS)),,$(TRAINED)),\
-  $(if $(wildcard train_$m.py),,$(error METHODS: there is no train_$m.py)))
+  $(if $(wildcard train_$m.py),,$(error METHODS: there is no train_$m.py)))  # board writes some
 ROWS := $(foreach method,base $(METHODS),$(AXES:%=$(RUN)/$(method)/%.jsonl))
 ROWS := $(filter-out $(PROMPTED:%=$(RUN)/%/mcq.jsonl),$(ROWS))
 FIRST := venv $(filter models/%,$(MODEL))  # needed before any stage; rules.mk makes models/NAME

@@ -541,15 +541,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}; --help lists the options")
 
-    def parse_args(self):
-        args = super().parse_args()
-        for key, value in vars(args).items():
+    def parse_known_args(self, args=None, namespace=None):  # parse_args calls this, too
+        known, others = super().parse_known_args(args, namespace)
+        for key, value in vars(known).items():
             is_number = type(value) in (int, float)
             may_be_zero = key == "seed" and value == 0
             if is_number and not may_be_zero and not 0 < value < math.inf:
                 option = key.replace("_", "-")
                 raise InputError(f"--{option} must be a positive number (got {value})")
-        return args
+        return known, others
 
 
 def run(main: Callable[[], None]) -> None:

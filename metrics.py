@@ -398,15 +398,16 @@ METRICS = {
 }
 
 
-def bootstrap(
-    values: np.ndarray, statistic: Callable, resamples: int = 10_000
-) -> tuple[float | None, float | None]:
-    """A 95% percentile interval (Efron 1981) of a statistic of values (F,); none if F < 2."""
+def bootstrap(values: np.ndarray, statistic: Callable) -> tuple[float | None, float | None]:
+    """A 95% percentile interval (Efron 1981) of a statistic of values (F,); none if F < 2.
+
+    It comes from 10,000 resamples, a hundred at a time to save memory.
+    """
     if len(values) < 2:
         return None, None
     rng = np.random.default_rng(0)
     resampled = []
-    for _ in range(0, resamples, 100):  # a hundred at a time, to save memory
+    for _ in range(100):
         picks = rng.integers(len(values), size=(100, len(values)))
         resampled.append(statistic(values[picks], axis=1))
     low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
@@ -473,7 +474,8 @@ def show(x: float | None, digits: int) -> str:
 
 def cell(seeds: list[dict]) -> str:
     """One score as text: with its interval or, over several seeds, mean ± standard deviation."""
-    seeds = [row for row in seeds if row["n"]]  # null is infinite; n = 0 means no score
+    # A seed without this score has n = 0. (With n > 0, a value of null is infinite.)
+    seeds = [row for row in seeds if row["n"]]
     if not seeds:
         return "–"
     values = [row["value"] for row in seeds]
@@ -542,15 +544,15 @@ def check_same_prompts(rows: list[dict]) -> None:
     methods, asked = {}, {}
     for row in rows:
         key = row["model"], row["axis"]
-        what = ("id", "bins", "prompt", "params", "decimals", "outputs", "probs")
+        what = ("bins", "prompt", "params", "decimals", "outputs", "probs")
         question = str([row.get(field) for field in what])
         methods.setdefault(key, set()).add(row["method"])
         asked.setdefault((*key, row["id"], question), set()).add(row["method"])
-    for (model, axis, prompt, _), some in asked.items():
+    for (model, axis, prompt_id, _), some in asked.items():
         others = methods[model, axis] - some
         if others:
             raise distributions.InputError(
-                f"{model}, {axis}: the prompt {prompt} was asked of {', '.join(sorted(some))} but "
+                f"{model}, {axis}: {prompt_id} was asked of {', '.join(sorted(some))} but "
                 f"not of {', '.join(sorted(others))}, or with other words or bins; "
                 "draw the rows of one of them again"
             )

@@ -38,6 +38,7 @@ The main differences from the paper's code (README lists all):
 This file does not score the draws; metrics.py does.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -149,14 +150,13 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
     """
     rows = []
     for path in paths:
-        found = None
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-            if text.lstrip().startswith("["):
-                found = json.loads(text, parse_constant=distributions.refuse_constant)
-        except ValueError as error:
-            raise distributions.InputError(f"{path}: {error}") from None
-        if found is None:
+        content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+        if content.lstrip().startswith(b"["):
+            try:
+                found = json.loads(content, parse_constant=distributions.refuse_constant)
+            except ValueError as error:
+                raise distributions.InputError(f"{path}: {error}") from None
+        else:
             found = distributions.read_rows([path], ("prompt",))
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in found]
 

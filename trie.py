@@ -168,9 +168,9 @@ def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> flo
 
     This is exact if all outputs have the same length. If not, dividing by the output's own length
     makes a tiny difference: the result agrees to five digits with a perfect sampler computed by
-    brute force (tests/test_trie.py). It is what a perfect *sampler*
-    scores, not the smallest possible KL: a model that has learned which 1001 numbers the trie keeps
-    scores lower, although its draws are no better.
+    brute force (tests/test_trie.py). It is what a perfect *sampler* scores, not the smallest
+    possible KL: a model that has learned which 1001 numbers the trie keeps scores lower, although
+    its draws are no better.
 
     probs (N,): q of each leaf; perfect (N,): the probability that a perfect sampler prints exactly
     this string (distributions.canonical_outputs); lengths (N,): tokens of each leaf.
@@ -387,10 +387,10 @@ def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) ->
     number. Adding r to row r turns all rows into one increasing sequence, so one search covers all.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
-    cdf /= cdf[:, -1:].clone()  # every row ends at exactly 1
+    cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
     cdf += torch.arange(len(cdf), device=cdf.device)[:, None]
     place = torch.searchsorted(cdf.flatten(), row_of + uniform, right=True)
-    return place % cdf.shape[1]  # from the place in the sequence to that in its row
+    return place % cdf.shape[1]  # the place within its row
 
 
 @torch.inference_mode()

@@ -110,6 +110,13 @@ def test_hotter_draws_are_written_as_methods_of_their_own(tmp_path):
     assert row["draws"] == rows[-1]["draws"]
     assert "T=1/mcq.jsonl" in complaint(temperature, "draw", 1, "mcq", *flags, out)
 
+    for wrong in (0, "nan", "inf"):
+        line = complaint(temperature, "draw", wrong, "mcq", *flags, out)
+        assert "temperature must be a positive number" in line
+    assert "--nonsense" in complaint(
+        temperature, "kl", "--model", TINY, "--prompts", "a", "--nonsense"
+    )
+
     (exams,) = [panel for panel in temperature.PANELS if panel.axis == "mcq"]
     places = temperature.points(metrics.aggregate(rows), exams)
     evenness = {method: height for method, (_, height) in places.items()}

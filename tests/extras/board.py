@@ -11,7 +11,7 @@ board that ships with the kit (--others).
 Methods are ranked by their normalized W1 on held-out families, averaged over the seeds. The others
 are listed below them, without a rank: the untrained model, a perfect sampler, and methods that
 
-1) trained on other prompts than soft,
+1) trained on prompts other than soft's,
 2) trained on more than 1.1 times the tokens of soft (hard needs 1.06 times as many), or
 3) give an invalid answer to the held-out families more than once in twenty: W1 would ignore those.
 
@@ -83,7 +83,7 @@ def idea(source: str) -> str:
 
 
 def training(folders: list[Path], method: str) -> dict:
-    """What training a method took, seed by seed: the digest of its prompts, tokens, seconds."""
+    """A method's training, seed by seed: the digest of its prompts, its tokens, its seconds."""
     used = {"data": [], "tokens": [], "seconds": []}
     for folder in folders:
         record = json.loads((folder / method / "run.json").read_text(encoding="utf-8"))

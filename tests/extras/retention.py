@@ -301,14 +301,14 @@ def run_jobs(jobs: list[Job], methods: dict, texts: dict, args) -> list[str]:
     for job in jobs:
         adapter = methods[job.method]
         try:
-            if not runs_here(job.task, texts):
-                scores = harness(args.model, adapter, job.task, args.batch, gp_irt, scratch)
-            else:
+            if runs_here(job.task, texts):
                 if loaded != job.method:
                     model = tokenizer = loaded = None  # free the memory of the previous one
                     model, tokenizer, _ = trie.load(args.model, adapter)
                     loaded = job.method
                 scores = perplexity(model, tokenizer, job.task, read_texts(job.task, texts))
+            else:
+                scores = harness(args.model, adapter, job.task, args.batch, gp_irt, scratch)
             source = {"model": args.model, "method": job.method, "axis": "retention"}
             result = {"made": job.made, "scores": [source | score for score in scores]}
             distributions.write_text(job.file, json.dumps(result, indent=1) + "\n")

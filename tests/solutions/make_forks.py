@@ -111,7 +111,10 @@ FORKS = {
 
 
 def find_once(pattern: str, source: str, sought: str, flags: int = 0) -> re.Match:
-    """The only match of a pattern. Raises InputError, naming what was sought, if it is not one."""
+    """The only match of a pattern.
+
+    Raises InputError, which names what was sought, unless there is exactly one match.
+    """
     matches = list(re.finditer(pattern, source, flags))
     if len(matches) != 1:
         raise distributions.InputError(

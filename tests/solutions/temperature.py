@@ -14,9 +14,9 @@ method `base` is temperature 1.)
 
 `picture` compares all methods by two scores that pull in opposite directions: a higher temperature
 makes the answers more varied, but fewer of them are valid. There is a panel for open questions, one
-for exams and one for choices from closed sets of words (the split "words" of exercise 7), as far as
-there are rows. In the last two a perfect sampler stands at the top right, up to sampling noise.
-This command needs requirements-extras.txt.
+for exams and one for choices from closed sets of words (the split "words" of exercise 7), each only
+if there are rows for it. In the last two a perfect sampler stands at the top right, up to sampling
+noise. This command needs requirements-extras.txt.
 """
 
 import argparse
@@ -103,6 +103,7 @@ def draw(args, more: list[str]) -> None:
         model.get_output_embeddings().register_forward_hook(dividing_hook(args.temperature))
         return model, tokenizer, end
 
+    # sample.py loads its model with trie.load, and reads its options from sys.argv.
     command = ["sample.py", args.axis, *more, "--out", str(out)]
     with mock.patch.object(trie, "load", load_hot), mock.patch.object(sys, "argv", command):
         sample.main()
