@@ -5,8 +5,8 @@
 Ask a model for "ONE random number from a Gaussian distribution with parameters mu=3.5, sigma=3",
 and all it can do is print text. This file defines which strings are answers and how probable each
 of them should be. The families, their parameter grids and the prompt are the paper's (arXiv
-2605.11845), with one difference: parameters are rounded to four significant digits, and the rounded
-numbers define the target as well, so that a prompt and its target agree exactly.
+2605.11845), with one difference: parameters are rounded to four significant digits, and the target
+is computed from the rounded values, so it matches the prompt exactly.
 
 A prompt is a row of JSONL with the keys id, split, family, params and prompt. A row may also set
 "decimals" (5 by default), or define its own target, "outputs" (a list of strings) and "probs",
@@ -32,8 +32,8 @@ import numpy as np
 from scipy import stats
 
 DECIMALS = 5  # decimal places of a continuous answer
-MAX_BINS = 1001  # by default at most this many canonical outputs, which are explained below
-TAIL = 0.001  # they range from the TAIL quantile to the 1 - TAIL quantile
+MAX_BINS = 1001  # the default limit on canonical outputs (explained below)
+TAIL = 0.001  # canonical outputs range from the TAIL quantile to the 1 - TAIL quantile
 
 
 class InputError(ValueError):
@@ -48,32 +48,12 @@ PROMPT = (
 )
 
 
-def unchanged(*values: float) -> tuple:
+# scipy parametrizes some families in its own way. These functions turn a prompt's parameters into
+# the arguments of scipy's distribution: first its shape parameters, then location and scale.
+
+
+def unchanged(*values):
     return values
-
-
-class Family(NamedTuple):
-    """One family of distributions. To add a family, add an entry to FAMILIES; the rest follows."""
-
-    name: str  # as written in the prompt
-    params: str  # the names of its parameters, in prompt order
-    dist: stats.rv_continuous | stats.rv_discrete
-    args: Callable[..., tuple] = unchanged  # parameters -> scipy's arguments (shapes, loc, scale)
-    train: Iterable[tuple] = ()  # the training grid
-    unseen: Iterable[tuple] = ()  # new parameters, outside the training grid
-    ood: Iterable[tuple] = ()  # parameters of a held-out family, which has no training grid
-
-    def prompt(self, params: dict) -> str:
-        """The paper's prompt, with the parameters as plain decimals."""
-        shown = []
-        for name in self.params.split():
-            value = np.format_float_positional(params[name], trim="-")  # 3, not 3.0; never 1e-05
-            shown.append(f"{name}={value}")
-        return PROMPT.format(self.name, ", ".join(shown))
-
-
-# scipy parametrizes some families in its own way. These turn a prompt's parameters into the
-# arguments of scipy's distribution: first its shape parameters, then location and scale.
 
 
 def scale_only(scale):
@@ -106,6 +86,26 @@ def mean_and_shape(mu, lambda_):  # scipy's invgauss(m, 0, scale) has mean m * s
 
 def standardized_bounds(mu, sigma, lower, upper):
     return (lower - mu) / sigma, (upper - mu) / sigma, mu, sigma
+
+
+class Family(NamedTuple):
+    """One family of distributions. To add a family, add an entry to FAMILIES; the rest follows."""
+
+    name: str  # as written in the prompt
+    params: str  # the names of its parameters, in prompt order
+    dist: stats.rv_continuous | stats.rv_discrete
+    args: Callable[..., tuple] = unchanged  # parameters -> scipy's arguments (shapes, loc, scale)
+    train: Iterable[tuple] = ()  # the training grid
+    unseen: Iterable[tuple] = ()  # new parameters, outside the training grid
+    ood: Iterable[tuple] = ()  # parameters of a held-out family, which has no training grid
+
+    def prompt(self, params: dict) -> str:
+        """The paper's prompt, with the parameters as plain decimals."""
+        shown = []
+        for name in self.params.split():
+            value = np.format_float_positional(params[name], trim="-")  # 3, not 3.0; never 1e-05
+            shown.append(f"{name}={value}")
+        return PROMPT.format(self.name, ", ".join(shown))
 
 
 def grid(*axes) -> list[tuple]:
@@ -230,8 +230,8 @@ def distribution(row: dict):
     if set(params) != set(names):
         raise InputError(f"{family} takes the parameters {', '.join(names)} (got {params})")
 
-    # Anything wrong with the values (a division by zero, a string instead of a number) leads to the
-    # error at the end.
+    # Any invalid value (a zero that is divided by, a string instead of a number) ends in the error
+    # below.
     with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):
         values = [params[name] for name in names]
         # Other tools may write 3 as 3.0. As ints, both give bit-identical probabilities.
@@ -248,8 +248,15 @@ def is_discrete(row: dict) -> bool:
 
 # --------------------------------------------------------------------------- canonical outputs
 # A draw from a continuous distribution could be any of millions of five-decimal numbers. The
-# distribution's *canonical outputs* are 1001 of them, evenly spaced, which together carry all the
-# probability.
+# distribution's *canonical outputs* are at most 1001 of them, evenly spaced, which together carry
+# all the probability. canonical_outputs() finds them in three steps. For example, for a Gaussian
+# with mu=3.5 and sigma=3:
+#
+#     lattice     all numbers from -5.77069 to 12.77069, as integers: -577069, -577068, ...
+#     thin        1001 of these: -577069, -575215, ...
+#     to_texts    "-5.77069", "-5.75215", ...
+#
+# A discrete family's outputs are all whole numbers in the range.
 
 
 class Lattice(NamedTuple):
@@ -258,7 +265,9 @@ class Lattice(NamedTuple):
     scale is 10^decimals for a continuous family and 1 for a discrete one.
     """
 
-    cdf: Callable[[np.ndarray], np.ndarray]  # cdf(k): the probability of everything up to k / scale
+    # cdf(k) is the probability of everything up to k / scale. For a discrete family it is 0 below
+    # `first`, and 1 from `last` on.
+    cdf: Callable[[np.ndarray], np.ndarray]
     scale: int
     first: int
     last: int
@@ -266,6 +275,11 @@ class Lattice(NamedTuple):
     def probability(self, k: np.ndarray) -> np.ndarray:
         """The probability that an exact sample, rounded to this lattice, is k / scale."""
         return self.cdf(k + 0.5) - self.cdf(k - 0.5)
+
+    def at_most(self, k: np.ndarray) -> np.ndarray:
+        """The probability of the numbers up to k / scale; the first and the last have the tails."""
+        inside = np.where(k < self.last, self.cdf(k + 0.5), 1.0)
+        return np.where(k < self.first, 0.0, inside)
 
 
 def lattice(row: dict) -> Lattice:
@@ -347,7 +361,7 @@ def to_texts(values: np.ndarray, scale: int) -> list[str]:
 def canonical_outputs(
     row: dict, max_bins: int = MAX_BINS
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Every canonical output of a row: texts, probs (N,) and perfect (N,), in ascending order.
+    """Every canonical output of a row, in ascending order: texts, probs (N,) and perfect (N,).
 
     probs is the target. If there are more than max_bins numbers, max_bins of them are kept, evenly
     spaced, and each takes the probability of everything that is nearer to it than to its
@@ -361,7 +375,7 @@ def canonical_outputs(
     >>> dict(zip(texts, probs.round(2).tolist()))
     {'0': 0.25, '1': 0.5, '2': 0.25}
     """
-    if "outputs" in row:
+    if "outputs" in row:  # in their own order
         probs = np.array(row["probs"], float)
         return row["outputs"], probs, probs
     numbers = lattice(row)

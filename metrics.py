@@ -40,7 +40,7 @@ from scipy import stats
 
 import distributions
 
-# Files of a run that have no rows for the tables.
+# Files in a run's folder that hold no draws for the tables.
 OTHERS = ("log", "novelty", "published", "scores")
 
 # ------------------------------------------------------------------------- a draw becomes a value
@@ -102,7 +102,7 @@ def parse_number(text: str, low: float, high: float, discrete: bool) -> float | 
 
 
 def parse_choice(text: str, outputs: list[str]) -> int | None:
-    """Which of a closed set of outputs an answer is, ignoring case and a final full stop.
+    """The index of the output that an answer matches, ignoring case and a final full stop.
 
     >>> parse_choice("heads.", ["Heads", "Tails"]), parse_choice("the edge", ["Heads", "Tails"])
     (0, None)
@@ -209,41 +209,42 @@ def cdf_gap(values: np.ndarray, row: dict) -> float:
     """The largest difference between the distribution functions of the values and the target.
 
     This is the Kolmogorov distance, which one wild draw cannot spoil. The target is the lattice of
-    all numbers, not only the canonical outputs. Both are step functions, and the gap is largest at
-    a step of the values: right at it, or just below it.
+    all numbers, not only the canonical outputs. Both functions are steps, and the largest gap is at
+    one of the values, or just below one.
     """
     numbers = distributions.lattice(row)
-
-    def target(k):  # the probability of everything up to k / scale; k must be whole
-        inside = np.where(k < numbers.last, numbers.cdf(k + 0.5), 1.0)
-        return np.where(k < numbers.first, 0.0, inside)
-
     k = np.round(values * numbers.scale, 6)  # 0.29 * 100 is 28.999999999999996
-    points, counts = np.unique(k, return_counts=True)
+    steps, counts = np.unique(k, return_counts=True)
     share_up_to = np.cumsum(counts) / len(values)
     share_below = share_up_to - counts / len(values)
-    at_point = share_up_to - target(np.floor(points))
-    just_below = share_below - target(np.ceil(points) - 1)
-    return float(np.abs([at_point, just_below]).max())
+    at_step = share_up_to - numbers.at_most(np.floor(steps))
+    just_below = share_below - numbers.at_most(np.ceil(steps) - 1)
+    return float(np.abs([at_step, just_below]).max())
 
 
-def total_variation(
-    places: np.ndarray, axis: int = -1, probs: Sequence[float] = (0.25,) * 4
-) -> np.ndarray:
-    """Total variation from probs (M,): half the sum of |share - prob| over places 0 to M - 1.
+def total_variation(shares: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """The total variation between distributions: half the sum of |share - prob|, last axis."""
+    return np.abs(shares - probs).sum(-1) / 2
+
+
+def unevenness(places: np.ndarray, axis: int = -1) -> np.ndarray:
+    """How unevenly places from 0 to 3 occur: the total variation from a quarter for each.
 
     places (..., n) is reduced along an axis.
     """
-    shares = np.stack([(places == place).mean(axis) for place in range(len(probs))], -1)
-    return np.abs(shares - probs).sum(-1) / 2
+    shares = np.stack([(places == place).mean(axis) for place in range(4)], -1)
+    return total_variation(shares, np.full(4, 0.25))
 
 
 def score_list(row: dict, answers: list[str]) -> dict[str, float]:
     """A prompt with its own target, a list of texts: the total variation of the valid answers."""
     places = [parse_choice(answer, row["outputs"]) for answer in answers]
-    valid = np.array([place for place in places if place is not None])
-    tv = total_variation(valid, probs=row["probs"]) if len(valid) else 1.0
-    return {"tv": float(tv), "valid_rate": len(valid) / len(answers)}
+    valid = [place for place in places if place is not None]
+    if not valid:
+        return {"tv": 1.0, "valid_rate": 0.0}
+    shares = np.bincount(valid, minlength=len(row["probs"])) / len(valid)
+    tv = float(total_variation(shares, np.array(row["probs"])))
+    return {"tv": tv, "valid_rate": len(valid) / len(answers)}
 
 
 def score_values(row: dict, answers: list[str]) -> dict[str, float]:
@@ -263,11 +264,16 @@ def score_values(row: dict, answers: list[str]) -> dict[str, float]:
 
 
 def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
+    """A number prompt: the scores of its draws, and its excess KL, if the row has a logit KL.
+
+    The excess has two parts: form, lost on tokens that are in no answer, and shape, lost by
+    preferring the wrong answers (sample.logit_kl).
+    """
     scores = score_list(row, answers) if "outputs" in row else score_values(row, answers)
     if "logit_kl" in row:
         kl, form, floor = (row[key] for key in ("logit_kl", "logit_kl_form", "logit_kl_floor"))
         scores |= {"logit_kl": kl, "logit_kl_floor": floor, "excess_kl": kl - floor}
-        scores |= {"form_kl": form, "shape_kl": kl - floor - form}  # the floor belongs to shape
+        scores |= {"form_kl": form, "shape_kl": kl - floor - form}
     return scores
 
 
@@ -287,12 +293,11 @@ def score_open(row: dict, answers: list[str]) -> dict[str, float | None]:
 
 
 def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
-    """For each metric a list with one value for each draw: the table pools all draws."""
+    """For each metric, a list with one value per draw: the table pools all draws."""
     places = [parse_question(answer) for answer in answers]
     valid = [place for place in places if place is not None]
     scores = {"valid_rate": [place is not None for place in places]}
-    # The table computes one TV of all positions (see METRICS); with fewer than 30, it is noise.
-    scores["tv"] = valid if len(valid) >= 30 else []
+    scores["tv"] = valid  # the table computes one TV of all places (see METRICS)
     for place, letter in enumerate("abcd"):
         scores[f"share_{letter}"] = [found == place for found in valid]
     return scores
@@ -364,6 +369,7 @@ class Metric(NamedTuple):
     statistic: Callable  # of the values of all families, prompts or draws; takes an axis
 
 
+MIN_EXAMS = 30  # the TV of fewer well-formed exams is mostly noise, and not shown
 COSTS = {"answer_rate": Metric("answered", np.mean), "tokens": Metric("tokens", np.mean)}
 METRICS = {
     "numbers": {
@@ -388,7 +394,7 @@ METRICS = {
     },
     "mcq": {
         "valid_rate": Metric("valid", np.mean),
-        "tv": Metric("TV", total_variation),
+        "tv": Metric("TV", unevenness),
         "share_a": Metric("A", np.mean),
         "share_b": Metric("B", np.mean),
         "share_c": Metric("C", np.mean),
@@ -423,25 +429,27 @@ def group(rows: list[dict]) -> dict[tuple, list[dict]]:
     return groups
 
 
-def score_units(rows: list[dict]) -> dict[str, dict[tuple, list[float]]]:
+def score_units(rows: list[dict]) -> dict[str, dict]:
     """Score a group's rows: {metric: {unit: its values}}.
 
     A unit is what the bootstrap resamples: a family (with a value for each of its prompts), an open
     question (with one value), or a draw of an exam (with one value).
     """
-    units = {metric: {} for metric in METRICS[rows[0]["axis"]]}
+    axis = rows[0]["axis"]
+    units = {metric: {} for metric in METRICS[axis]}
     for row in rows:
-        name = row.get("family", row["id"]) if row["axis"] == "numbers" else row["id"]
+        name = row.get("family", row["id"]) if axis == "numbers" else row["id"]
         for metric, scored in score(row).items():
-            if scored is None:
-                continue
-            values = scored if isinstance(scored, list) else [scored]
-            for draw, value in enumerate(values):  # each draw is a unit; a single value has draw 0
-                units[metric].setdefault((name, draw), []).append(value)
+            if isinstance(scored, list):
+                units[metric] |= {(name, draw): [value] for draw, value in enumerate(scored)}
+            elif scored is not None:
+                units[metric].setdefault(name, []).append(scored)
+    if axis == "mcq" and len(units["tv"]) < MIN_EXAMS:
+        units["tv"] = {}
     return units
 
 
-def summarize(units: dict[tuple, list[float]], statistic: Callable) -> dict:
+def summarize(units: dict, statistic: Callable) -> dict:
     """Summarize units: the mean within each, a statistic across all, and its interval."""
     means = np.array([np.mean(values) for values in units.values()])
     value = float(statistic(means)) if len(means) else None
@@ -553,7 +561,7 @@ def check_same_prompts(rows: list[dict]) -> None:
         if others:
             raise distributions.InputError(
                 f"{model}, {axis}: {prompt_id} was asked of {', '.join(sorted(some))} but "
-                f"not of {', '.join(sorted(others))}, or with other words or bins; "
+                f"not of {', '.join(sorted(others))}, or with another wording, target or bins; "
                 "draw the rows of one of them again"
             )
 
@@ -565,8 +573,8 @@ def check_same_weights(rows: list[dict]) -> None:
         weights = row.get("weights")
         if weights and weights_of.setdefault(row["model"], weights) != weights:
             raise distributions.InputError(
-                f"{name_of_row(row)}: its model has different weights ({weights}) from earlier "
-                f"rows ({weights_of[row['model']]}); draw the rows of one of them again"
+                f"{name_of_row(row)}: its model has different weights ({weights}) than that of "
+                f"earlier rows ({weights_of[row['model']]}); draw the rows of one of them again"
             )
 
 

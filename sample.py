@@ -7,23 +7,26 @@ r"""Draw answers from a model, and measure how far its own probabilities are fro
 
 To try it in seconds:
 
+    python distributions.py --out runs/data
     python sample.py numbers --model tests/tiny --prompts runs/data/ood.jsonl --n 100 --out a.jsonl
 
-There are three axes of measurement. `numbers` asks for the random numbers that a file describes,
-`open` asks 102 questions such as "Name a random planet", and `mcq` asks the model to write an exam
-question with four options, again and again: is the correct answer at A, B, C and D equally often?
+There are three axes of measurement. `numbers` sends the number prompts of a file, `open` asks 102
+questions such as "Name a random planet", and `mcq` asks the model to write an exam question with
+four options, again and again: are A, B, C and D correct equally often?
 
 The script writes one row for each prompt: the prompt's row plus these keys.
 
     model, axis, seed   how the row was made
     method              "base", the name of the adapter's folder, or "ssot" (or both: "soft+ssot")
+    protocol            "ssot", if the model was prompted in that way
+    bins                on the axis numbers: how many outputs the target's trie may have
     weights             a short checksum of the model, to distinguish models with the same name
     draws               the raw answers, in the order drawn; one that was cut off ends in "…"
     tokens, seconds     what the row cost
 
 Some rows also have exact measures, computed from the model's probabilities without any drawing:
 
-    numbers   logit_kl, logit_kl_form, logit_kl_floor (nats per token), and bins
+    numbers   logit_kl, logit_kl_form, logit_kl_floor (nats per token)
     open      support_90 and top, the most probable first tokens
 
 Everything is drawn at temperature 1 over the full vocabulary, whatever the checkpoint's own
@@ -181,11 +184,11 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
 
 @torch.inference_mode()
 def logit_kl(
-    model, prefix: trie.Prefix, tree: trie.Trie, paths: int, rows: int
+    model, context: trie.Context, tree: trie.Trie, paths: int, rows: int
 ) -> tuple[float, float]:
     """KL(target || model) on a prompt's trie, and its form part (see below); nats per token.
 
-    prefix is what trie.prefill returned for the prompt. At each point along an answer we take the
+    context is what trie.prefill returned for the prompt. At each point along an answer we take the
     KL over the next tokens c, with p over the full vocabulary,
 
         KL = sum over c of  q(c) * (log q(c) - log p(c)),
@@ -199,16 +202,17 @@ def logit_kl(
         KL(q || p) = -log m + KL(q || p / m).
 
     The first term is *form*: what is lost on tokens that are in no answer at all. The second is
-    *shape*: what is lost by preferring the wrong answers.
+    *shape*: what is lost by preferring the wrong answers, such as a wrong digit. A perfect sampler
+    loses nothing to form, so the floor (trie.kl_floor) is part of shape.
     """
     if len(tree.probs) <= paths:
-        leaves = np.flatnonzero(tree.probs)  # the targets of others are 0/0
+        leaves = np.flatnonzero(tree.probs)  # an output of probability 0 has no targets (0/0)
         weights = tree.probs[leaves]
     else:
         quantiles = (np.arange(paths) + 0.5) / paths
         leaves, counts = np.unique(tree.quantile_leaves(quantiles), return_counts=True)
         weights = counts / paths
-    device = prefix.mask.device
+    device = context.mask.device
     vocabulary_of_trie = np.unique(tree.tokens[tree.tokens != trie.PAD])
     vocabulary_of_trie = torch.from_numpy(vocabulary_of_trie).long().to(device)
 
@@ -220,7 +224,7 @@ def logit_kl(
             [tree.path_targets(leaf) for leaf in part],
         )
         completions, tokens, q = (array.to(device) for array in arrays)
-        log_p = trie.branch(model, prefix, completions).float().log_softmax(-1)  # (R, L, V)
+        log_p = trie.branch(model, context, completions).float().log_softmax(-1)  # (R, L, V)
 
         # (R, L). After the end of an answer, q is 0, and so is the KL.
         kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)
@@ -233,11 +237,11 @@ def logit_kl(
     return float(kl), float(form)
 
 
-def exact_numbers(model, tokenizer, end: int, row: dict, prefix: trie.Prefix, args) -> dict:
+def exact_numbers(model, tokenizer, end: int, row: dict, context: trie.Context, args) -> dict:
     """The logit KL of a number prompt, its form part, and its floor."""
     texts, probs, perfect = distributions.canonical_outputs(row, args.bins)
     tree = trie.Trie(trie.encode(tokenizer, texts, end), probs)
-    kl, form = logit_kl(model, prefix, tree, args.paths, args.rows)
+    kl, form = logit_kl(model, context, tree, args.paths, args.rows)
     floor = trie.kl_floor(tree.probs, perfect[tree.order], tree.lengths)
     return {"logit_kl": kl, "logit_kl_form": form, "logit_kl_floor": floor}
 
@@ -254,9 +258,9 @@ def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
     return int(np.searchsorted(held, wanted)) + 1
 
 
-def exact_open(model, tokenizer, end: int, row: dict, prefix: trie.Prefix, args) -> dict:
+def exact_open(model, tokenizer, end: int, row: dict, context: trie.Context, args) -> dict:
     """The support of the answer's first token, and its twenty most probable values."""
-    probs = prefix.logits[0].double().softmax(-1).cpu().numpy()
+    probs = context.logits[0, -1].double().softmax(-1).cpu().numpy()
     most_probable = np.argsort(-probs, kind="stable")[:20].tolist()
     top = [[trie.decode(tokenizer, [token]), float(probs[token])] for token in most_probable]
     return {"support_90": support_size(probs), "top": top}
@@ -293,9 +297,9 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
         opening = "<think>" if thinks else ""
         result = row | {"draws": [opening + to_text(tokenizer, path, ends) for path in draws]}
         if args.axis in EXACT_MEASURES and not args.protocol:
-            with torch.inference_mode():  # walk has used up its own cache
-                prefix = trie.prefill(model, [ids[i]])
-            result |= EXACT_MEASURES[args.axis](model, tokenizer, end, row, prefix, args)
+            with torch.inference_mode():
+                context = trie.prefill(model, [ids[i]])
+            result |= EXACT_MEASURES[args.axis](model, tokenizer, end, row, context, args)
         result["tokens"] = sum(len(path) for path in draws)
         result["seconds"] = round(shared_seconds + time.perf_counter() - start, 3)
         results.append(result)
@@ -314,7 +318,7 @@ def checksum(text: str) -> str:
 
 
 def draw(args, prompts: list[dict]) -> None:
-    """Put all prompts to a model and write the rows."""
+    """Send all prompts to a model and write the rows."""
     adapter = Path(args.adapter).resolve() if args.adapter else None
     if adapter:
         distributions.check_method(adapter.name)
@@ -342,6 +346,7 @@ def draw(args, prompts: list[dict]) -> None:
 
 
 # --------------------------------------------------------------------------------- writing rows
+# How an interrupted run continues. You can skip this on a first reading.
 
 
 def write_rows(

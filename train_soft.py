@@ -4,6 +4,7 @@ r"""Soft calibration: fine-tune a language model on exact next-token probabiliti
 
 To try it in seconds, use the bundled model and 64 prompts:
 
+    python distributions.py --out runs/data
     python train_soft.py --model tests/tiny --data runs/data/train.jsonl --out runs/try-soft \
         --limit 64 --epochs 1 --lr 2e-3
 
@@ -56,10 +57,10 @@ BINS = 1001  # canonical outputs of a continuous distribution
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers and work out their targets.
 
-    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs; those that
-    will share a pass are next to each other. An answer has a `path` (its tokens), a `weight` in the
-    batch mean, the `floor` (optional: what a perfect sampler would lose, on average over the
-    prompt's outputs), and whatever collate() needs: here, its prefixes' targets.
+    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
+    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: the loss that a
+    perfect sampler would have, on average over the prompt's outputs), and whatever collate() needs:
+    here, its prefixes' targets.
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")
@@ -103,8 +104,8 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     tokens, q = batch["tokens"], batch["q"]
     real = batch["completions"] != trie.PAD  # (R, L)
     log_p = logits.float().log_softmax(-1).gather(-1, tokens)  # (R, L, C)
-    kl = (torch.xlogy(q, q) - q * log_p).sum(-1)  # (R, L); xlogy makes 0 * log 0 = 0
-    return (kl * real).sum(1) / real.sum(1)
+    kl = (torch.xlogy(q, q) - q * log_p).sum(-1)  # (R, L); 0 after the end, where q = 0
+    return kl.sum(1) / real.sum(1)
 
 
 # ------------------------------------------------------------------------ the recipe and the plan
@@ -142,7 +143,7 @@ def plan(families: list[str], args) -> list[list[Unit]]:
     is used exactly once. A step is a batch of units, mixed from all families.
 
     One prompt with four answers in an epoch, two at a time, makes two units. With --batch 2 both
-    fit in one step, so each epoch is one step, with new answers:
+    fit in one step. So each epoch is one step: the first uses answers 0 to 3, the second 4 to 7.
 
     >>> from types import SimpleNamespace
     >>> args = SimpleNamespace(epochs=2, draws=4, branches=2, batch=2, seed=0)
@@ -151,16 +152,14 @@ def plan(families: list[str], args) -> list[list[Unit]]:
     [0, 2]
     [4, 6]
     """
-    starts = range(0, args.draws, args.branches)
-    units = [Unit(i, start) for i in range(len(families)) for start in starts]
-    family_of = [families[unit.prompt] for unit in units]
     rng = np.random.default_rng(args.seed)
-
     steps = []
     for epoch in range(args.epochs):
-        epoch_units = [Unit(i, epoch * args.draws + start) for i, start in units]
+        firsts = range(epoch * args.draws, (epoch + 1) * args.draws, args.branches)
+        units = [Unit(i, first) for i in range(len(families)) for first in firsts]
+        family_of = [families[unit.prompt] for unit in units]
         for batch in distributions.mixed_batches(family_of, args.batch, rng):
-            steps.append([epoch_units[i] for i in batch])
+            steps.append([units[i] for i in batch])
     return steps
 
 
@@ -185,7 +184,7 @@ def main() -> None:
 
     out = Path(args.out)
     distributions.check_method(out.name)
-    distributions.must_be_new(out / "adapter_config.json", remove=out)
+    distributions.must_be_new(out / "adapter_model.safetensors", remove=out)
     if args.draws % args.branches:
         raise distributions.InputError(
             f"--branches {args.branches} must divide --draws {args.draws}"
@@ -229,6 +228,7 @@ def main() -> None:
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
+    # subtle: accelerate would step a schedule that it has prepared once for every process.
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # A run that was killed continues from its last checkpoint, and so does its log.
@@ -263,8 +263,8 @@ def main() -> None:
 
             # Read each prompt once, then all its answers, continuing from the prompt's cache.
             prompts = [examples[unit.prompt]["prompt"] for unit in part]
-            prefix = trie.prefill(model, prompts)
-            logits = trie.branch(model, prefix, tensors["completions"])  # (R, L, V)
+            context = trie.prefill(model, prompts)
+            logits = trie.branch(model, context, tensors["completions"])  # (R, L, V)
 
             weights = [answer["weight"] / total_weight for answer in answers]
             weights = torch.tensor(weights, device=accelerator.device)

@@ -44,7 +44,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
-from scipy.special import xlogy
+from scipy.special import rel_entr
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -66,7 +66,7 @@ class Trie:
     """The canonical outputs of one prompt, as paths of tokens.
 
     Arguments:
-        tokens (N, W): one output in each row, with its end token, and PAD behind short ones
+        tokens (N, W): one output in each row, with its end token; short ones are padded with PAD
         probs (N,):    the probability of each output
 
     Attributes. The leaves are sorted, so that all leaves below a prefix are neighbours:
@@ -103,24 +103,23 @@ class Trie:
         # among them. At first the prefix is empty.
         low, high = 0, len(self.tokens)
         for depth in range(self.lengths[leaf]):
-            # The leaves' next tokens are sorted, so equal tokens form a run. prepend=PAD makes
-            # position 0 a start, because no token equals PAD. The column itself has no PAD: the
-            # prefix does not include the end token, so every leaf has a next token.
+            # The leaves' next tokens are sorted, so equal tokens are neighbours. None of them is
+            # PAD: the prefix does not include the end token, so every leaf continues.
             column = self.tokens[low:high, depth]
-            starts = np.flatnonzero(np.diff(column, prepend=PAD))
+            children, starts = np.unique(column, return_index=True)
             mass = np.add.reduceat(self.probs[low:high], starts)  # sums from each start to the next
-            targets.append((column[starts], mass / mass.sum()))
+            targets.append((children, mass / mass.sum()))
 
-            edges = np.append(starts, len(column))
-            run = np.searchsorted(starts, leaf - low, "right") - 1  # the run that holds our leaf
-            low, high = low + edges[run], low + edges[run + 1]
+            token = self.tokens[leaf, depth]  # keep only the leaves that continue with it
+            low, high = low + np.searchsorted(column, [token, token + 1])
         return targets
 
     def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
         """The leaf at each quantile of the target, in [0, 1). Same shape as quantiles.
 
         A uniformly random quantile selects each leaf with its own probability (inverse-CDF
-        sampling). The leaves are in the order of their tokens, not of their values.
+        sampling): train_soft.py chooses its answers like this. Evenly spaced quantiles represent
+        the target with few leaves. The leaves' order does not matter for either.
         """
         cumulative = np.cumsum(self.probs)
         return np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
@@ -148,39 +147,35 @@ def pad_targets(
 
 
 def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
-    """The KL divergence that a perfect sampler would have on the trie, in nats per token.
+    """The KL divergence that a perfect sampler has on the trie, in nats per token.
 
-    The KL of a prompt is a mean over the prefixes of an output, and then over outputs drawn from
-    the target q. It is zero for a perfect sampler only if the trie keeps every number. Of a million
-    numbers it may keep 1001, so after a few digits it is certain of the rest: it gives probability
-    1 to the only digit left. A perfect sampler gives that digit about 1/10, for which the KL
-    charges log 10.
+    It is not zero, because the trie keeps only 1001 of perhaps a million numbers. If just one of
+    them begins with "3.50", the trie gives its next digit a probability of 1. A perfect sampler
+    spreads its probability over all ten digits, so its KL there is log 10.
 
-    Let p be the perfect sampler's next-token probabilities. The KL at a prefix is the expectation
-    of log(q(token) / p(token)) over the next token, so in expectation we may add up the log-ratios
-    of an output's own tokens instead. Along the path of an output x these telescope:
+    Let q(x) be the trie's probability of an output x, and perfect(x) the probability that a perfect
+    sampler prints it. By the chain rule, the log-ratios of all tokens of x add up to
 
-        sum over the prefixes of x of  log(q(token) / p(token))  =  log(q(x) / perfect(x))
+        log(q(x) / perfect(x)).
 
-    Averaged over the path's tokens, and then over outputs drawn from q, they make the floor:
+    Dividing by the number of tokens, and averaging over outputs drawn from q, gives the floor:
 
-        floor = sum over x of  q(x) / length(x) * log(q(x) / perfect(x))
+        floor = sum over x of  q(x) * log(q(x) / perfect(x)) / length(x)
 
-    This is exact if all outputs have the same length. If not, dividing by the output's own length
-    makes a tiny difference: the result agrees to five digits with a perfect sampler computed by
-    brute force (tests/test_trie.py). It is what a perfect *sampler* scores, not the smallest
-    possible KL: a model that has learned which 1001 numbers the trie keeps scores lower, although
-    its draws are no better.
-
-    probs (N,): q of each leaf; perfect (N,): the probability that a perfect sampler prints exactly
-    this string (distributions.canonical_outputs); lengths (N,): tokens of each leaf.
+    probs (N,): q of each leaf; perfect (N,): from distributions.canonical_outputs; lengths (N,):
+    tokens of each leaf.
 
     >>> q, perfect = np.array([0.5, 0.5]), np.array([0.25, 0.25])
     >>> round(kl_floor(q, perfect, lengths=np.array([4, 4])), 3)    # log(2) / 4
     0.173
+
+    Two remarks. A model may score below this floor, if it has learned which 1001 numbers the trie
+    keeps, although its draws are no better. And sample.logit_kl averages differently, over whole
+    distributions of next tokens instead of the one token that was drawn. In expectation both are
+    the same if all outputs have the same length; if not, they still agree to five digits
+    (tests/test_trie.py).
     """
-    log_ratios = xlogy(probs, probs) - xlogy(probs, perfect)  # xlogy makes 0 * log 0 = 0
-    return float(np.sum(log_ratios / lengths))
+    return float(np.sum(rel_entr(probs, perfect) / lengths))  # rel_entr(q, p) = q log(q / p)
 
 
 # ---------------------------------------------------------------- chat prompts and the end token
@@ -209,7 +204,7 @@ def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -
 def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -> list[int]:
     """The token ids of a user's prompt, up to the point where the assistant's answer begins.
 
-    With `thinking`, a reasoning model starts by thinking there.
+    With `thinking`, a reasoning model's answer begins with its thoughts.
     """
     user = {"role": "user", "content": prompt}
     messages = [{"role": "system", "content": system}, user] if system else [user]
@@ -218,7 +213,7 @@ def chat_ids(tokenizer, prompt: str, system: str = "", thinking: bool = False) -
     except InputError:
         if not system:
             raise
-        # Some templates have no system prompt, so it becomes part of the user's message.
+        # Some templates do not support a system prompt. We then put it in the user's message.
         return chat_ids(tokenizer, f"{system}\n\n{prompt}", thinking=thinking)
     if not thinking:
         text = open_final_channel(text)
@@ -255,88 +250,79 @@ def encode(tokenizer, texts: list[str], end: int) -> np.ndarray:
     >>> [len(row[row != PAD]) for row in encode(tokenizer, ["0.5", "12"], end)]
     [4, 3]
     """
-    # All texts are encoded as one long string, which is several times faster than one by one. No
-    # merge crosses the end token between them, because it is a special token.
-    end_text = tokenizer.convert_ids_to_tokens(end)
-    joint = end_text.join(texts) + end_text
-    backend = tokenizer.backend_tokenizer
-    ids = np.array(backend.encode_batch_fast([joint], add_special_tokens=False)[0].ids, np.int32)
-
-    lengths = np.diff(np.flatnonzero(ids == end), prepend=-1)  # from each end token to the next
-    tokens = np.full((len(lengths), lengths.max()), PAD, np.int32)
-    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = ids  # fills row by row
-
-    # Check that the last text is encoded as it would be alone; otherwise the end token does not
-    # really separate the texts.
-    last = tokens[-1, : lengths[-1]].tolist()
-    if len(lengths) != len(texts) or last != [*encode_one(tokenizer, texts[-1]), end]:
-        raise InputError(
-            f"this tokenizer encodes {texts[-1]!r} differently after {end_text!r} than on its own"
-        )
+    backend = tokenizer.backend_tokenizer  # several times faster than the tokenizer itself
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    paths = [[*encoding.ids, end] for encoding in encodings]
+    tokens = np.full((len(paths), max(len(path) for path in paths)), PAD, np.int32)
+    for row, path in zip(tokens, paths, strict=True):
+        row[: len(path)] = path
     return tokens
 
 
 # ----------------------------------------------- forward passes that read shared tokens only once
 
 
-class Prefix(NamedTuple):
+class Context(NamedTuple):
     """What a model has read so far, in R rows.
 
-    cache:         the keys and values of every layer
-    mask (R, P):   1 where a row has a token, 0 where it has padding (rows are padded on the left)
-    logits (R, V): the model's logits for the next token (None before anything is read)
+    cache:            the keys and values of every layer
+    mask (R, P):      1 where a row has a token, 0 where it has padding
+    logits (R, T, V): the logits after each of the T tokens that were read last, or only after the
+                      very last one (T = 1); None after a fork
     """
 
     cache: object
     mask: torch.Tensor
     logits: torch.Tensor | None
 
-    def fork(self, rows: torch.Tensor) -> "Prefix":
-        """A new Prefix, whose row i continues this one's row rows[i]. Gradients flow through it."""
+    def fork(self, rows: torch.Tensor) -> "Context":
+        """A new Context whose row i is a copy of row rows[i]. Gradients flow through it."""
         cache = copy.copy(self.cache)
-        # Copy the layer objects but not their tensors, so that this Prefix stays unchanged.
+        # New layer objects, so that the assignments below do not change this Context.
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:
             # Like cache.batch_select_indices, but index_select is faster than indexing.
             layer.keys = layer.keys.index_select(0, rows)
             layer.values = layer.values.index_select(0, rows)
-        return Prefix(cache, self.mask[rows], self.logits[rows])
+        return Context(cache, self.mask[rows], logits=None)
 
 
-def extend(
-    model, prefix: Prefix, tokens: torch.Tensor, last_only: bool = False
-) -> tuple[Prefix, torch.Tensor]:
+def extend(model, context: Context | None, tokens: torch.Tensor, last_only=False) -> Context:
     """Read T more tokens in each row; tokens (R, T) may contain PAD, which is masked.
 
-    Returns the longer Prefix and the logits at these T tokens (R, T, V), or only at the last one
-    (R, 1, V). It works in place: the old prefix must not be used again.
+    It works in place, so use only the result from then on; fork the old context first if you still
+    need it. With last_only, logits are computed only after the last token, which saves time.
     """
-    mask = torch.cat([prefix.mask, (tokens != PAD).long()], 1)
+    mask = (tokens != PAD).long()
+    if context:
+        mask = torch.cat([context.mask, mask], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    # subtle: keep = 1 would give the same logits, but from a view with gaps in memory. The output
-    # layer would then multiply it row by row, which takes a tenth of a training step.
+    # 0 means all logits. subtle: for the last ones, 1 would give the same, but from a view with gaps
+    # in memory. The output layer would then multiply it row by row, which takes a tenth of a
+    # training step.
     keep = torch.tensor([-1]) if last_only else 0
     out = model(
         input_ids=tokens.clamp(min=0),  # PAD is not a token id; where it is masked, any id will do
         attention_mask=mask,
         position_ids=positions[:, -tokens.shape[1] :],
-        past_key_values=prefix.cache,
+        past_key_values=context.cache if context else None,
         use_cache=True,
         logits_to_keep=keep,
     )
-    return Prefix(out.past_key_values, mask, out.logits[:, -1]), out.logits
+    return Context(out.past_key_values, mask, out.logits)
 
 
-def prefill(model, prompts: list[list[int]]) -> Prefix:
-    """Read B prompts, one in each row of the Prefix.
+def prefill(model, prompts: list[list[int]]) -> Context:
+    """Read B prompts, one in each row, with the logits after their last tokens: (B, 1, V).
 
-    What all prompts begin with (the chat header, "Generate exactly ONE random number from a") is
-    read only once, in a batch of one row, from which all rows fork. Models with a sliding window
-    read each prompt whole. The rest of each prompt is padded on the left, so that all end in the
-    same column:
+    The beginning that all prompts share (the chat header, "Generate exactly ONE random number from
+    a") is read once, as a single row, which is then copied for each prompt. The rest of each prompt
+    is padded on the left, so that all end in the same column:
 
         head ... head  PAD  PAD  Gaussian ...
         head ... head  Beta-Binomial      ...
+
+    Models with a sliding window read each prompt whole; see slides_window.
     """
     head = []
     if len(prompts) > 1 and not slides_window(model):
@@ -347,48 +333,46 @@ def prefill(model, prompts: list[list[int]]) -> Prefix:
     width = max(len(rest) for rest in rests)
     ids = torch.tensor([[PAD] * (width - len(rest)) + rest for rest in rests], device=model.device)
 
-    nothing = Prefix(cache=None, mask=ids[:, :0], logits=None)
-    if not head:
-        return extend(model, nothing, ids, last_only=True)[0]
-    one_row = nothing._replace(mask=ids[:1, :0])
-    shared, _ = extend(model, one_row, ids.new_tensor([head]), last_only=True)
-    prefix = shared.fork(ids.new_zeros(len(prompts)))
-    return extend(model, prefix, ids, last_only=True)[0]
+    context = None
+    if head:
+        context = extend(model, None, ids.new_tensor([head]), last_only=True)
+        context = context.fork(ids.new_zeros(len(prompts)))
+    return extend(model, context, ids, last_only=True)
 
 
-def branch(model, prefix: Prefix, completions: torch.Tensor) -> torch.Tensor:
-    """The logits of K completions after each of the prefix's B rows: (B*K, L, V).
+def branch(model, context: Context, completions: torch.Tensor) -> torch.Tensor:
+    """The logits of K completions after each of the context's B rows: (B*K, L, V).
 
     completions (B*K, L): a row's K completions are adjacent; PAD follows short ones. Position t of
     the result predicts token t of the completion. The logits and their gradients equal, up to
-    rounding, those of B*K whole rows, each holding a prompt and its completion. (In training, a
-    prompt's completions also share its dropout masks.)
+    rounding, those of B*K whole rows, each holding a prompt and its completion. (In training, all
+    completions of a prompt see the same dropout in the prompt.)
     """
     count, length = completions.shape
-    per_row = count // len(prefix.mask)
+    per_row = count // len(context.mask)
     row_of = torch.arange(count, device=completions.device) // per_row
-    forked = prefix.fork(row_of)
-    first = forked.logits[:, None]  # token 0 is predicted by the prompt's last token
+    first = context.logits[row_of, -1:]  # token 0 is predicted by the prompt's last token
     if length == 1:
         return first
-    # clamp turns PAD into token 0, so that no mask is needed after the prompts. Past its end, a
-    # short row reads meaningless tokens, but their logits are never used.
-    _, others = extend(model, forked, completions[:, :-1].clamp(min=0))
-    return torch.cat([first, others], 1)
+    # clamp turns PAD into token 0, because masking would only cost time: past its end, a short row
+    # reads meaningless tokens, but their logits are never used.
+    forked = extend(model, context.fork(row_of), completions[:, :-1].clamp(min=0))
+    return torch.cat([first, forked.logits], 1)
 
 
 def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Choose the next token for each of m draws, at temperature 1 over the full vocabulary: (m,).
 
-    logits (R, V): one distribution for each row; row_of (m,): the row that each draw is at;
+    logits (R, V): one distribution for each row; row_of (m,): each draw's current row;
     uniform (m,): each draw's own random number in [0, 1).
 
     This is inverse-CDF sampling: the token where the cumulative distribution passes the random
-    number. Adding r to row r turns all rows into one increasing sequence, so one search covers all.
+    number. Row r runs from r to r + 1, so that all rows together form one increasing sequence, and
+    a single search handles every draw.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
     cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
-    cdf += torch.arange(len(cdf), device=cdf.device)[:, None]
+    cdf += torch.arange(len(cdf), device=cdf.device)[:, None]  # row r: from r to r + 1
     place = torch.searchsorted(cdf.flatten(), row_of + uniform, right=True)
     return place % cdf.shape[1]  # the place within its row
 
@@ -414,8 +398,8 @@ def walk(
 
     uniform (B * n, T) holds each draw's random numbers; a prompt's n draws are adjacent.
     A draw uses only its own numbers, so its answer does not depend on which other draws are made
-    with it. To limit memory, the draws take turns: once all prompts have been read, at most `rows`
-    draws are in progress at a time. This changes results only by floating-point rounding.
+    with it. To limit memory, the draws are made in groups of at most `rows`, once all prompts have
+    been read. This changes results only by floating-point rounding.
 
     Returns each draw's tokens, in order. An answer ends with one of `ends`, or after T tokens.
     """
@@ -425,30 +409,31 @@ def walk(
     prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
     # One row for each prompt, so at step 0 each draw's row is the index of its prompt.
     start = prefill(model, prompts)
-    vocabulary = start.logits.shape[1]
+    vocabulary = start.logits.shape[-1]
 
     paths = []
-    parts = zip(torch.from_numpy(uniform).split(rows), prompt_of.split(rows), strict=True)
-    for numbers, row_of in parts:
-        numbers = numbers.to(device)
-        tokens = torch.full(numbers.shape, PAD, device=device)
-        alive = torch.arange(len(numbers), device=device)  # the draws that have not ended
-        prefix = start
+    groups = zip(torch.from_numpy(uniform).split(rows), prompt_of.split(rows), strict=True)
+    for u, row_of in groups:
+        u = u.to(device)
+        tokens = torch.full(u.shape, PAD, device=device)
+        alive = torch.arange(len(u), device=device)  # the draws that have not ended
+        context = start
 
-        for t in range(numbers.shape[1]):
-            token = choose(prefix.logits, row_of, numbers[alive, t])
+        for t in range(u.shape[1]):
+            # row_of[i] is the row of draw alive[i].
+            token = choose(context.logits[:, -1], row_of, u[alive, t])
             tokens[alive, t] = token
 
             unfinished = ~torch.isin(token, ends)
             alive, row_of, token = alive[unfinished], row_of[unfinished], token[unfinished]
-            if len(alive) == 0 or t + 1 == numbers.shape[1]:
+            if len(alive) == 0 or t + 1 == u.shape[1]:
                 break
 
             # Every distinct (row, token) becomes a new row: the parent row's cache plus the token.
             # unique() works on single integers, so the pair is packed into one.
             pairs, row_of = torch.unique(row_of * vocabulary + token, return_inverse=True)
             parents, next_tokens = pairs // vocabulary, pairs % vocabulary
-            prefix, _ = extend(model, prefix.fork(parents), next_tokens[:, None])
+            context = extend(model, context.fork(parents), next_tokens[:, None])
 
         lengths = (tokens != PAD).sum(1).tolist()
         for path, length in zip(tokens.tolist(), lengths, strict=True):
@@ -540,7 +525,7 @@ def load_adapter(model, name: str, adapter: Path):
 
 
 def save_adapter(accelerator, model, out: Path) -> None:
-    """Write an adapter: its weights, then its config, whose presence marks it as finished."""
+    """Write an adapter: its config, then its weights, whose presence marks it as finished."""
     weights = accelerator.get_state_dict(model)  # every process may hold a part of them
     if not accelerator.is_main_process:
         return
@@ -549,7 +534,7 @@ def save_adapter(accelerator, model, out: Path) -> None:
     config = model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set; its order changes between runs
     model.save_pretrained(temporary, state_dict=weights)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.replace(temporary / name, out / name)
     shutil.rmtree(temporary)
 
@@ -611,7 +596,7 @@ class Checkpoint:
 
 
 def write_run(path: Path, args, **more) -> None:
-    """Record how a result is made, before any work: options, inputs, versions and hardware."""
+    """Before work starts, record how a result is made: options, inputs, versions and hardware."""
     folder = Path(__file__).parent
     commit = subprocess.getoutput(f"git -C '{folder}' rev-parse HEAD 2>/dev/null")
     packages = ("torch", "transformers", "peft", "numpy", "scipy")

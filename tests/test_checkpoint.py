@@ -81,7 +81,7 @@ def test_four_kills_change_no_byte(whole, data, tmp_path):
     killed_at = sorted(rng.choice(np.arange(1, STEPS + 1), 4, replace=False).tolist())
     for step in killed_at:
         train_until(step, bool(rng.integers(2)), whole.name, options(data, out))
-        assert not (out / "adapter_config.json").exists()
+        assert not (out / "adapter_model.safetensors").exists()
     assert (out / "checkpoint.pt").exists()
     call(TRAINERS[whole.name], *options(data, out))
     assert_same_training(out, whole)

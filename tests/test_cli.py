@@ -265,7 +265,7 @@ def test_language_and_ssot_from_prompts_to_tables(prompts, tmp_path, capsys):
 def test_a_method_is_a_file(kit):
     """With train_x.py, make trains method x and puts it in every table, without another edit."""
     source = (kit / "train_soft.py").read_text()
-    line = "    return (kl * real).sum(1) / real.sum(1)\n"
+    line = "    return kl.sum(1) / real.sum(1)\n"
     assert source.count(line) == 1
     doubled = line.replace("(1)\n", "(1) * 2\n")
     (kit / "train_mine.py").write_text(source.replace(line, doubled))
@@ -528,7 +528,7 @@ def test_a_full_disk_loses_nothing(adapters, data, tmp_path, small_disk):
     adapter = tmp_path / "soft"
     training = ["--model", TINY, "--data", data / "train.jsonl", "--out", adapter, *BRIEF]
     assert_mentions(complaint(train_soft, *training), "File too large")
-    assert not (adapter / "adapter_config.json").exists()
+    assert not (adapter / "adapter_model.safetensors").exists()
 
     small_disk()
     kept = partial.read_bytes().rpartition(b"\n")[0]
@@ -556,7 +556,7 @@ def test_an_adapter_is_not_overwritten(adapters, data, module):
     out = adapters["soft"]
     before = (out / "run.json").read_bytes()
     line = complaint(module, "--model", TINY, "--data", data / "train.jsonl", "--out", out)
-    assert_mentions(line, out / "adapter_config.json", "already", f"remove {out}")
+    assert_mentions(line, out / "adapter_model.safetensors", "already", f"remove {out}")
     assert (out / "run.json").read_bytes() == before
 
 

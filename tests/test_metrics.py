@@ -352,12 +352,12 @@ def test_the_target_row_of_a_list_has_the_total_variation_that_simulation_gives(
     assert np.mean([score["tv"] for score in scores]) == pytest.approx(simulated, rel=0.1)
 
 
-def test_total_variation_by_hand():
-    assert metrics.total_variation(np.array([0, 1, 2, 3])) == 0
-    assert metrics.total_variation(np.array([2, 2, 2, 2])) == 0.75
-    assert metrics.total_variation(np.array([0, 0, 1, 1])) == 0.5
+def test_unevenness_by_hand():
+    assert metrics.unevenness(np.array([0, 1, 2, 3])) == 0
+    assert metrics.unevenness(np.array([2, 2, 2, 2])) == 0.75
+    assert metrics.unevenness(np.array([0, 0, 1, 1])) == 0.5
     two = np.array([[0, 1, 2, 2], [0, 0, 0, 1]])
-    assert metrics.total_variation(two, axis=1).tolist() == [0.25, 0.5]
+    assert metrics.unevenness(two, axis=1).tolist() == [0.25, 0.5]
 
 
 # ------------------------------------------------------------------------------ headlines, numbers
@@ -772,6 +772,9 @@ def test_the_total_variation_needs_thirty_valid_questions(valid):
     heading, _, line = metrics.table(list(found.values()), "mcq")
     assert ("TV" in heading) == enough
     assert ("0.750" in line) == enough
+
+    both = [mcq_row([question("C")] * valid) | {"id": name} for name in ("one", "two")]
+    assert values(both)["tv"]["n"] == (2 * valid if 2 * valid >= 30 else 0)
 
 
 def test_mcq_has_a_target_row():

@@ -35,7 +35,7 @@ def prompt_ids(tokenizer) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def gaussian_prefix(model, prompt_ids) -> trie.Prefix:
+def gaussian_context(model, prompt_ids) -> trie.Context:
     with torch.inference_mode():
         return trie.prefill(model, prompt_ids[:1])
 
@@ -359,9 +359,9 @@ def tree_of(row, tokenizer, end, bins=1001) -> trie.Trie:
 def test_logit_kl_equals_plain_forward_passes(model, tokenizer, end, question, numeric, rows):
     """So does its form, which is large only where the prompt does not ask for a number."""
     with torch.inference_mode():
-        prefix = trie.prefill(model, [trie.chat_ids(tokenizer, question)])
+        context = trie.prefill(model, [trie.chat_ids(tokenizer, question)])
     kl, form = plain_kl(model, tokenizer, POISSON | {"prompt": question}, end)
-    measured = sample.logit_kl(model, prefix, tree_of(POISSON, tokenizer, end), 128, rows)
+    measured = sample.logit_kl(model, context, tree_of(POISSON, tokenizer, end), 128, rows)
     assert measured == pytest.approx((kl, form), rel=1e-4, abs=1e-6)
     if numeric:
         assert 0 < form < 0.05 * kl
@@ -372,20 +372,20 @@ def test_logit_kl_equals_plain_forward_passes(model, tokenizer, end, question, n
 @pytest.mark.parametrize("rows", [3, 256])
 @pytest.mark.parametrize("paths", [5, 16])
 def test_logit_kl_takes_the_paths_in_the_middle_of_equal_parts(
-    model, tokenizer, end, gaussian_prefix, paths, rows
+    model, tokenizer, end, gaussian_context, paths, rows
 ):
     """These are the leaves at the quantiles (i + 1/2) / paths, and no others."""
     quantiles = (np.arange(paths) + 0.5) / paths
     expected = plain_kl(model, tokenizer, GAUSSIAN, end, quantiles)
     tree = tree_of(GAUSSIAN, tokenizer, end)
-    measured = sample.logit_kl(model, gaussian_prefix, tree, paths, rows)
+    measured = sample.logit_kl(model, gaussian_context, tree, paths, rows)
     assert measured == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_logit_kl_of_128_paths_is_close_to_that_of_all(model, tokenizer, end, gaussian_prefix):
+def test_logit_kl_of_128_paths_is_close_to_that_of_all(model, tokenizer, end, gaussian_context):
     tree = tree_of(GAUSSIAN, tokenizer, end)
-    exact, _ = sample.logit_kl(model, gaussian_prefix, tree, 1001, 256)
-    approximate, _ = sample.logit_kl(model, gaussian_prefix, tree, 128, 256)
+    exact, _ = sample.logit_kl(model, gaussian_context, tree, 1001, 256)
+    approximate, _ = sample.logit_kl(model, gaussian_context, tree, 128, 256)
     assert approximate == pytest.approx(exact, rel=0.02)
 
 
@@ -414,7 +414,7 @@ def test_rows_may_bring_a_list_or_decimals(tmp_path, row):
     assert_mentions(line, out, "already")
 
 
-def test_a_rows_logit_kl_follows_the_options(model, tokenizer, end, gaussian_prefix, tmp_path):
+def test_a_rows_logit_kl_follows_the_options(model, tokenizer, end, gaussian_context, tmp_path):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     distributions.write_text(prompts, distributions.to_jsonl([POISSON, GAUSSIAN]))
     flags = ["--prompts", prompts, "--n", 2, "--bins", 40, "--paths", 5, "--rows", 30]
@@ -422,7 +422,7 @@ def test_a_rows_logit_kl_follows_the_options(model, tokenizer, end, gaussian_pre
     _, row = distributions.read_rows([out])
 
     tree = tree_of(GAUSSIAN, tokenizer, end, bins=40)
-    exact = sample.logit_kl(model, gaussian_prefix, tree, 5, 256)
+    exact = sample.logit_kl(model, gaussian_context, tree, 5, 256)
     assert row["bins"] == 40
     assert (row["logit_kl"], row["logit_kl_form"]) == pytest.approx(exact, rel=1e-4)
     _, _, perfect = distributions.canonical_outputs(GAUSSIAN, 40)

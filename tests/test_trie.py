@@ -396,8 +396,8 @@ def test_branches_equal_separate_rows(model, architecture, branches, lengths):
     weights = torch.randn(shape, generator=rng)
 
     model.zero_grad()
-    read, prefix = tokens_read(model, lambda: trie.prefill(model, prompts))
-    branched = trie.branch(model, prefix, completions)
+    read, context = tokens_read(model, lambda: trie.prefill(model, prompts))
+    branched = trie.branch(model, context, completions)
     loss = (branched.log_softmax(-1) * weights * real).sum()
     loss.backward()
     gradient = gradient_of(model)
@@ -427,23 +427,23 @@ def test_branches_equal_separate_rows(model, architecture, branches, lengths):
 def test_equal_prompts_are_read_once(model):
     """All but the last token, whose logits each row needs."""
     prompt = list(range(5, 45))
-    read, prefix = tokens_read(model, lambda: trie.prefill(model, [prompt] * 6))
+    read, context = tokens_read(model, lambda: trie.prefill(model, [prompt] * 6))
     assert read == 39 + 6
-    alone = model(input_ids=torch.tensor([prompt])).logits[:, -1]
-    torch.testing.assert_close(prefix.logits, alone.expand(6, -1), atol=1e-4, rtol=1e-4)
+    alone = model(input_ids=torch.tensor([prompt])).logits[:, -1:]
+    torch.testing.assert_close(context.logits, alone.expand(6, -1, -1), atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_a_fork_leaves_its_source_alone(model):
-    prefix = trie.prefill(model, [list(range(5, 25))])
-    before = [layer.keys.clone() for layer in prefix.cache.layers]
+    context = trie.prefill(model, [list(range(5, 25))])
+    before = [layer.keys.clone() for layer in context.cache.layers]
     rows = torch.zeros(3, dtype=torch.long)
     tokens = torch.tensor([[7], [8], [9]])
-    first, _ = trie.extend(model, prefix.fork(rows), tokens)
-    second, _ = trie.extend(model, prefix.fork(rows), tokens)
+    first = trie.extend(model, context.fork(rows), tokens)
+    second = trie.extend(model, context.fork(rows), tokens)
     assert torch.equal(first.logits, second.logits)
-    assert prefix.mask.shape == (1, 20)
-    for keys, layer in zip(before, prefix.cache.layers, strict=True):
+    assert context.mask.shape == (1, 20)
+    for keys, layer in zip(before, context.cache.layers, strict=True):
         assert torch.equal(keys, layer.keys)
 
 
@@ -544,13 +544,13 @@ def drawn_and_trained(module, monkeypatch, *flags) -> tuple[list, list]:
         prompts_read.append(prompts)
         return prefill(model, prompts)
 
-    def spied_branch(model, prefix, completions):
+    def spied_branch(model, context, completions):
         prompts = prompts_read[-1]
         branches = len(completions) // len(prompts)
         for i, completion in enumerate(completions):
             path = tuple(completion[completion != trie.PAD].tolist())
             trained.append((tuple(prompts[i // branches]), path))
-        return branch(model, prefix, completions)
+        return branch(model, context, completions)
 
     monkeypatch.setattr(module, "prepare", spied_prepare)
     monkeypatch.setattr(trie, "prefill", spied_prefill)

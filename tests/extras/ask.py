@@ -4,8 +4,9 @@
     python tests/extras/ask.py "Name a random planet." --model Qwen/Qwen3-0.6B --n 1000
 
 Draws --n answers from the model and from each of its adapters: the folders in --run that have an
-adapter_config.json (default: runs/ and the last part of the model's name, where `make reproduce`
-puts them). Answers are drawn at temperature 1 over the full vocabulary. No file is written.
+adapter_model.safetensors (default: runs/ and the last part of the model's name, where
+`make reproduce` puts them). Answers are drawn at temperature 1 over the full vocabulary. No file is
+written.
 
 - An open question is shown as its most frequent answers: the ten that have the largest share under
   any method, sorted by the base model's share, then by the largest share after training.
@@ -238,7 +239,7 @@ def main() -> None:
         raise distributions.InputError("the prompt is empty: ask something")
 
     run = args.run or Path("runs") / Path(args.model).name
-    adapters = [path.parent for path in run.glob("*/adapter_config.json")]
+    adapters = [path.parent for path in run.glob("*/adapter_model.safetensors")]
     adapters.sort(key=lambda adapter: (adapter.name != "soft", adapter.name))  # soft comes first
     row = parse_number_prompt(args.prompt)
     if row:

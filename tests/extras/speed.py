@@ -113,8 +113,8 @@ TRAINING = (  # name, trainer, answers to each prompt
 
 def branched_rows(model, prompts: list[list[int]], completions: torch.Tensor) -> torch.Tensor:
     """The kit's way to the same logits as whole_rows: each prompt is read once."""
-    prefix = trie.prefill(model, prompts)
-    return trie.branch(model, prefix, completions)
+    context = trie.prefill(model, prompts)
+    return trie.branch(model, context, completions)
 
 
 def train_once(model, trainer, tensors: dict[str, torch.Tensor], logits_of: Callable) -> None:
@@ -159,8 +159,8 @@ def logit_kl(model, tokenizer, end: int, row: dict, ids: list[int]) -> Iterator[
     tokens = int((tree.lengths[leaves] - 1).sum())
 
     def kit() -> None:
-        prefix = trie.prefill(model, [ids])
-        sample.logit_kl(model, prefix, tree, 128, 512)
+        context = trie.prefill(model, [ids])
+        sample.logit_kl(model, context, tree, 128, 512)
 
     def plain() -> None:
         answers = [{"path": tree.path(leaf), "targets": tree.path_targets(leaf)} for leaf in leaves]

@@ -93,7 +93,7 @@ FORKS = {
         pieces={
             # The floor is left out, because it is that of an unweighted mean.
             '"weight": 1, "floor": floor': '"weight": 1',
-            "return (kl * real).sum(1) / real.sum(1)": (
+            "return kl.sum(1) / real.sum(1)": (
                 "share = real * 0.5 ** torch.arange(real.shape[1], device=real.device)\n"
                 "    return (kl * share).sum(1) / share.sum(1)"
             ),

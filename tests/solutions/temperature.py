@@ -58,8 +58,8 @@ def excess_kl(model, tokenizer, end: int, row: dict) -> float:
     """A prompt's logit KL above its floor, in nats per token."""
     ids = trie.chat_ids(tokenizer, row["prompt"])
     with torch.inference_mode():
-        prompt = trie.prefill(model, [ids])
-    exact = sample.exact_numbers(model, tokenizer, end, row, prompt, OPTIONS)
+        context = trie.prefill(model, [ids])
+    exact = sample.exact_numbers(model, tokenizer, end, row, context, OPTIONS)
     return exact["logit_kl"] - exact["logit_kl_floor"]
 
 
