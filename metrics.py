@@ -15,11 +15,12 @@ its target. Finally, scores are summarized:
 
 low and high are a 95% bootstrap interval, obtained by resampling families, questions or draws.
 
-Every axis with a target also has rows of the method `target`: the scores of equally many draws from
-the target. They show what sampling noise alone does; compare every score with them. A prompt
-without a single valid draw has an infinite W1 and still counts; infinity is written as null. If
-rows come from several seeds, as in `runs/tiny*/*/*.jsonl`, scores are shown as mean ± standard
-deviation.
+Every axis with a target also has rows of the method `target`: the scores of the same number of
+draws from the target. They show what sampling noise alone does; compare every score with them.
+
+A prompt without a single valid draw has an infinite W1 and still counts; infinity is written as
+null. If rows come from several seeds, as in `runs/tiny*/*/*.jsonl`, scores are shown as mean ±
+standard deviation.
 
 If you are here for the scores, skip the parsing and begin at "values become scores".
 
@@ -190,19 +191,22 @@ def parse_question(text: str) -> int | None:
 # ------------------------------------------------------------------- values become scores
 
 
-def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
-    """The Wasserstein-1 distance of values from the target, divided by E|X - median|.
+def spread(support: np.ndarray, probs: np.ndarray) -> float:
+    """E|X - median|: the Wasserstein-1 distance of the best constant answer from the target."""
+    median = support[np.searchsorted(np.cumsum(probs), 0.5)]
+    return float(probs @ np.abs(support - median))
 
-    The divisor is the distance of the best constant answer. So 0 is perfect, and 1 is as bad as
-    always answering the median. This is our choice; the paper does not specify its normalization.
-    Unlike the interquartile range, the divisor is not zero for Bernoulli(.1); and heavy tails, such
-    as Cauchy's, weigh less in it than in a standard deviation.
+
+def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) -> float:
+    """The Wasserstein-1 distance of values from the target, divided by the target's spread.
+
+    So 0 is perfect, and 1 is as bad as always answering the median. This is our choice; the paper
+    does not specify its normalization. Unlike the interquartile range, the spread is not zero for
+    Bernoulli(.1); and heavy tails, such as Cauchy's, weigh less in it than in a standard deviation.
 
     values (n,); support (N,), in ascending order; probs (N,).
     """
-    median = support[np.searchsorted(np.cumsum(probs), 0.5)]
-    spread = float(probs @ np.abs(support - median))
-    return stats.wasserstein_distance(values, support, None, probs) / spread
+    return stats.wasserstein_distance(values, support, None, probs) / spread(support, probs)
 
 
 def cdf_gap(values: np.ndarray, row: dict) -> float:
@@ -214,12 +218,13 @@ def cdf_gap(values: np.ndarray, row: dict) -> float:
     """
     numbers = distributions.lattice(row)
     k = np.round(values * numbers.scale, 6)  # 0.29 * 100 is 28.999999999999996
-    steps, counts = np.unique(k, return_counts=True)
+    k, counts = np.unique(k, return_counts=True)
     share_up_to = np.cumsum(counts) / len(values)
     share_below = share_up_to - counts / len(values)
-    at_step = share_up_to - numbers.at_most(np.floor(steps))
-    just_below = share_below - numbers.at_most(np.ceil(steps) - 1)
-    return float(np.abs([at_step, just_below]).max())
+    # An answer with more decimals lies between two numbers of the lattice, so k may not be whole.
+    at_value = share_up_to - numbers.at_most(np.floor(k))
+    just_below = share_below - numbers.at_most(np.ceil(k) - 1)
+    return float(np.abs([at_value, just_below]).max())
 
 
 def total_variation(shares: np.ndarray, probs: np.ndarray) -> np.ndarray:
@@ -297,7 +302,7 @@ def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
     places = [parse_question(answer) for answer in answers]
     valid = [place for place in places if place is not None]
     scores = {"valid_rate": [place is not None for place in places]}
-    scores["tv"] = valid  # the table computes one TV of all places (see METRICS)
+    scores["tv"] = valid  # places, not yet a TV: METRICS applies `unevenness` to those of all rows
     for place, letter in enumerate("abcd"):
         scores[f"share_{letter}"] = [found == place for found in valid]
     return scores
@@ -366,7 +371,7 @@ def target_rows(rows: list[dict]) -> list[dict]:
 
 class Metric(NamedTuple):
     heading: str
-    statistic: Callable  # of the values of all families, prompts or draws; takes an axis
+    statistic: Callable  # of the values of all families, prompts or draws; takes NumPy's `axis`
 
 
 MIN_EXAMS = 30  # the TV of fewer well-formed exams is mostly noise, and not shown
@@ -405,7 +410,7 @@ METRICS = {
 
 
 def bootstrap(values: np.ndarray, statistic: Callable) -> tuple[float | None, float | None]:
-    """A 95% percentile interval (Efron 1981) of a statistic of values (F,); none if F < 2.
+    """A 95% percentile interval (Efron 1981) of a statistic of values (n,); none if n < 2.
 
     It comes from 10,000 resamples, a hundred at a time to save memory.
     """
@@ -489,8 +494,8 @@ def cell(seeds: list[dict]) -> str:
     values = [row["value"] for row in seeds]
     mean = None if None in values else np.mean(values)
     if len(seeds) > 1:
-        spread = "" if mean is None else f" ± {show(np.std(values, ddof=1), 3)}"
-        return show(mean, 3) + spread
+        deviation = "" if mean is None else f" ± {show(np.std(values, ddof=1), 3)}"
+        return show(mean, 3) + deviation
     low, high = seeds[0]["low"], seeds[0]["high"]
     has_interval = low is not None or mean is None
     return show(mean, 3) + (f" [{show(low, 2)}, {show(high, 2)}]" if has_interval else "")

@@ -10,21 +10,21 @@ To try it in seconds:
     python distributions.py --out runs/data
     python sample.py numbers --model tests/tiny --prompts runs/data/ood.jsonl --n 100 --out a.jsonl
 
-There are three axes of measurement. `numbers` sends the number prompts of a file, `open` asks 102
-questions such as "Name a random planet", and `mcq` asks the model to write an exam question with
+There are three axes of measurement. `numbers` sends the number prompts from a file, `open` asks
+102 questions such as "Name a random bird", and `mcq` asks the model to write an exam question with
 four options, again and again: are A, B, C and D correct equally often?
 
 The script writes one row for each prompt: the prompt's row plus these keys.
 
     model, axis, seed   how the row was made
     method              "base", the name of the adapter's folder, or "ssot" (or both: "soft+ssot")
-    protocol            "ssot", if the model was prompted in that way
+    protocol            "ssot", if the model was prompted that way
     bins                on the axis numbers: how many outputs the target's trie may have
     weights             a short checksum of the model, to distinguish models with the same name
     draws               the raw answers, in the order drawn; one that was cut off ends in "…"
     tokens, seconds     what the row cost
 
-Some rows also have exact measures, computed from the model's probabilities without any drawing:
+Some rows also have exact measures, computed from the model's probabilities without sampling:
 
     numbers   logit_kl, logit_kl_form, logit_kl_floor (nats per token)
     open      support_90 and top, the most probable first tokens
@@ -184,7 +184,7 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
 
 @torch.inference_mode()
 def logit_kl(
-    model, context: trie.Context, tree: trie.Trie, paths: int, rows: int
+    model, context: trie.Context, tree: trie.Trie, max_paths: int, at_once: int
 ) -> tuple[float, float]:
     """KL(target || model) on a prompt's trie, and its form part (see below); nats per token.
 
@@ -194,31 +194,32 @@ def logit_kl(
         KL = sum over c of  q(c) * (log q(c) - log p(c)),
 
     average it along the answer, and take the expectation over answers drawn from the target: over
-    all of them or, if there are more than `paths`, over those at `paths` evenly spaced quantiles.
+    all of them or, if there are more than `max_paths`, over those at so many evenly spaced
+    quantiles. (They spread over all branches of the trie, because its leaves are sorted.)
 
-    It splits in two. Let m be the model's total probability of the tokens that occur anywhere in
-    the trie. Then
+    Each KL splits into two terms. Let m be the model's total probability of the tokens that occur
+    anywhere in the trie. Then
 
         KL(q || p) = -log m + KL(q || p / m).
 
     The first term is *form*: what is lost on tokens that are in no answer at all. The second is
-    *shape*: what is lost by preferring the wrong answers, such as a wrong digit. A perfect sampler
-    loses nothing to form, so the floor (trie.kl_floor) is part of shape.
+    *shape*: what is lost by preferring the wrong answers, such as a wrong digit. If each digit is a
+    token, a perfect sampler loses nothing to form, so the floor (trie.kl_floor) is part of shape.
+    (If a token may hold several digits, as Llama's does, it loses a little to form, too.)
     """
-    if len(tree.probs) <= paths:
+    if len(tree.probs) <= max_paths:
         leaves = np.flatnonzero(tree.probs)  # an output of probability 0 has no targets (0/0)
         weights = tree.probs[leaves]
     else:
-        quantiles = (np.arange(paths) + 0.5) / paths
-        leaves, counts = np.unique(tree.quantile_leaves(quantiles), return_counts=True)
-        weights = counts / paths
+        quantiles = (np.arange(max_paths) + 0.5) / max_paths
+        leaves, weights = np.unique(tree.quantile_leaves(quantiles), return_counts=True)
     device = context.mask.device
     vocabulary_of_trie = np.unique(tree.tokens[tree.tokens != trie.PAD])
     vocabulary_of_trie = torch.from_numpy(vocabulary_of_trie).long().to(device)
 
-    total = np.zeros(2)
-    for start in range(0, len(leaves), rows):
-        part = leaves[start : start + rows]
+    kl_of_leaves, form_of_leaves = [], []
+    for start in range(0, len(leaves), at_once):
+        part = leaves[start : start + at_once]
         arrays = trie.pad_targets(
             [tree.path(leaf) for leaf in part],
             [tree.path_targets(leaf) for leaf in part],
@@ -229,11 +230,14 @@ def logit_kl(
         # (R, L). After the end of an answer, q is 0, and so is the KL.
         kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)
         log_m = log_p[..., vocabulary_of_trie].logsumexp(-1)
-        form = -log_m * (completions != trie.PAD)
+        real = completions != trie.PAD
+        form = -log_m * real
 
-        sums = torch.stack([kl.sum(1), form.sum(1)]).double().cpu().numpy()  # (2, R)
-        total += (sums / tree.lengths[part]) @ weights[start : start + rows]
-    kl, form = total / weights.sum()
+        lengths = real.sum(1)
+        kl_of_leaves += (kl.sum(1).double() / lengths).tolist()
+        form_of_leaves += (form.sum(1).double() / lengths).tolist()
+    kl = np.average(kl_of_leaves, weights=weights)
+    form = np.average(form_of_leaves, weights=weights)
     return float(kl), float(form)
 
 
@@ -259,7 +263,7 @@ def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
 
 
 def exact_open(model, tokenizer, end: int, row: dict, context: trie.Context, args) -> dict:
-    """The support of the answer's first token, and its twenty most probable values."""
+    """How many first tokens hold 90% of the probability, and the twenty most probable."""
     probs = context.logits[0, -1].double().softmax(-1).cpu().numpy()
     most_probable = np.argsort(-probs, kind="stable")[:20].tolist()
     top = [[trie.decode(tokenizer, [token]), float(probs[token])] for token in most_probable]
@@ -271,6 +275,7 @@ EXACT_MEASURES = {"numbers": exact_numbers, "open": exact_open}
 # ------------------------------------------------------------------------------------- drawing
 
 
+@torch.inference_mode()
 def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
     """Answer several prompts together. Returns their rows, with args.n draws and exact measures."""
     if not prompts:  # with several processes, one may get no prompts
@@ -292,13 +297,12 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
         start = time.perf_counter()
         draws = paths[i * args.n : (i + 1) * args.n]
         # Some templates end the prompt with <think>. We put it back in front of the draws, so that
-        # thoughts that were cut off do not pass for an answer.
+        # truncated thoughts are not mistaken for an answer.
         thinks = trie.decode(tokenizer, ids[i]).rstrip().endswith("<think>")
         opening = "<think>" if thinks else ""
         result = row | {"draws": [opening + to_text(tokenizer, path, ends) for path in draws]}
         if args.axis in EXACT_MEASURES and not args.protocol:
-            with torch.inference_mode():
-                context = trie.prefill(model, [ids[i]])
+            context = trie.prefill(model, [ids[i]])  # again, because walk() keeps its own
             result |= EXACT_MEASURES[args.axis](model, tokenizer, end, row, context, args)
         result["tokens"] = sum(len(path) for path in draws)
         result["seconds"] = round(shared_seconds + time.perf_counter() - start, 3)

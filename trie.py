@@ -20,7 +20,7 @@ outputs that begin with s:
 The file has five parts: the trie; chat prompts; forward passes that read shared tokens only once
 (`prefill` and `branch` for training and scoring, `walk` for drawing); loading and saving; and the
 special cases of particular models. To learn the idea, read the first three. This is a library with
-no command line. It knows nothing about families, objectives or axes.
+no command line.
 """
 
 import copy
@@ -65,11 +65,14 @@ CHECKPOINT_SECONDS = 300  # between two checkpoints of a training run
 class Trie:
     """The canonical outputs of one prompt, as paths of tokens.
 
+    There are no nodes. The leaves are the sorted rows of a matrix, so the leaves that share a
+    prefix are neighbours.
+
     Arguments:
         tokens (N, W): one output in each row, with its end token; short ones are padded with PAD
         probs (N,):    the probability of each output
 
-    Attributes. The leaves are sorted, so that all leaves below a prefix are neighbours:
+    Attributes:
         tokens (N, W), probs (N,):  as above, sorted
         lengths (N,):               the number of tokens of each leaf
         order (N,):                 the caller's row that each leaf came from
@@ -97,7 +100,7 @@ class Trie:
         return self.tokens[leaf, : self.lengths[leaf]]
 
     def path_targets(self, leaf: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The target after each prefix of a leaf: the next tokens (C,) and their q (C,)."""
+        """For each prefix of a leaf, the possible next tokens (C,) and their targets q (C,)."""
         targets = []
         # Invariant: low..high-1 are exactly the leaves that begin with the prefix so far, ours
         # among them. At first the prefix is empty.
@@ -110,16 +113,16 @@ class Trie:
             mass = np.add.reduceat(self.probs[low:high], starts)  # sums from each start to the next
             targets.append((children, mass / mass.sum()))
 
-            token = self.tokens[leaf, depth]  # keep only the leaves that continue with it
-            low, high = low + np.searchsorted(column, [token, token + 1])
+            token = self.tokens[leaf, depth]
+            start, stop = np.searchsorted(column, [token, token + 1])  # leaves that go on with it
+            low, high = low + start, low + stop
         return targets
 
     def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
-        """The leaf at each quantile of the target, in [0, 1). Same shape as quantiles.
+        """The leaf at each quantile; quantiles lie in [0, 1).
 
         A uniformly random quantile selects each leaf with its own probability (inverse-CDF
-        sampling): train_soft.py chooses its answers like this. Evenly spaced quantiles represent
-        the target with few leaves. The leaves' order does not matter for either.
+        sampling). train_soft.py chooses its answers like this.
         """
         cumulative = np.cumsum(self.probs)
         return np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
@@ -134,7 +137,7 @@ def pad_targets(
     their q (R, L, C), where unused places have q = 0.
     """
     longest = max(len(path) for path in paths)
-    most_children = max(len(children) for path in targets for children, _ in path)
+    most_children = max(len(children) for of_path in targets for children, _ in of_path)
     completions = np.full((len(paths), longest), PAD, np.int64)
     tokens = np.zeros((len(paths), longest, most_children), np.int64)
     q = np.zeros(tokens.shape, np.float32)
@@ -146,36 +149,31 @@ def pad_targets(
     return torch.from_numpy(completions), torch.from_numpy(tokens), torch.from_numpy(q)
 
 
-def kl_floor(probs: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
-    """The KL divergence that a perfect sampler has on the trie, in nats per token.
+def kl_floor(q: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
+    """The KL divergence that even a perfect sampler scores on the trie, in nats per token.
 
-    It is not zero, because the trie keeps only 1001 of perhaps a million numbers. If just one of
-    them begins with "3.50", the trie gives its next digit a probability of 1. A perfect sampler
-    spreads its probability over all ten digits, so its KL there is log 10.
+    For a continuous family it is not zero, because the trie keeps only 1001 of perhaps a million
+    numbers. If just one of them begins with "3.50", the trie gives its next digit a probability of
+    1. A perfect sampler spreads its probability over all ten digits, so its KL there is log 10.
 
     Let q(x) be the trie's probability of an output x, and perfect(x) the probability that a perfect
-    sampler prints it. By the chain rule, the log-ratios of all tokens of x add up to
-
-        log(q(x) / perfect(x)).
-
-    Dividing by the number of tokens, and averaging over outputs drawn from q, gives the floor:
+    sampler prints it. Both are products of next-token probabilities, one for each token of x. So
+    the log-ratios of these, q to perfect, add up to log(q(x) / perfect(x)). Dividing by the number
+    of tokens, and averaging over outputs drawn from q, gives the floor:
 
         floor = sum over x of  q(x) * log(q(x) / perfect(x)) / length(x)
 
-    probs (N,): q of each leaf; perfect (N,): from distributions.canonical_outputs; lengths (N,):
-    tokens of each leaf.
+    q (N,): the probability of each leaf; perfect (N,): from distributions.canonical_outputs;
+    lengths (N,): tokens of each leaf.
 
     >>> q, perfect = np.array([0.5, 0.5]), np.array([0.25, 0.25])
     >>> round(kl_floor(q, perfect, lengths=np.array([4, 4])), 3)    # log(2) / 4
     0.173
 
-    Two remarks. A model may score below this floor, if it has learned which 1001 numbers the trie
-    keeps, although its draws are no better. And sample.logit_kl averages differently, over whole
-    distributions of next tokens instead of the one token that was drawn. In expectation both are
-    the same if all outputs have the same length; if not, they still agree to five digits
-    (tests/test_trie.py).
+    A model that has learned which 1001 numbers the trie keeps may score below this floor, although
+    its draws are no better.
     """
-    return float(np.sum(rel_entr(probs, perfect) / lengths))  # rel_entr(q, p) = q log(q / p)
+    return float(np.sum(rel_entr(q, perfect) / lengths))  # rel_entr(q, p) = q log(q / p)
 
 
 # ---------------------------------------------------------------- chat prompts and the end token
@@ -191,7 +189,7 @@ def decode(tokenizer, ids: list[int]) -> str:
 
 
 def render(tokenizer, messages: list[dict], thinking: bool = False, **options) -> str:
-    """Write messages in the model's chat template. Raises InputError if it cannot render them."""
+    """Format messages with the chat template. Raises InputError if it cannot render them."""
     options["enable_thinking"] = thinking  # Qwen3's; a template ignores what it does not know
     options["reasoning_effort"] = "low"  # gpt-oss's
     try:
@@ -297,17 +295,17 @@ def extend(model, context: Context | None, tokens: torch.Tensor, last_only=False
     if context:
         mask = torch.cat([context.mask, mask], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    # 0 means all logits. subtle: for the last ones, 1 would give the same, but from a view with gaps
-    # in memory. The output layer would then multiply it row by row, which takes a tenth of a
-    # training step.
-    keep = torch.tensor([-1]) if last_only else 0
+    # subtle: logits_to_keep=0 keeps all. [-1] keeps the last, as 1 would, but copies the hidden
+    # states into one block; the output layer would multiply a view row by row, which takes a tenth
+    # of a training step.
+    logits_to_keep = torch.tensor([-1]) if last_only else 0
     out = model(
         input_ids=tokens.clamp(min=0),  # PAD is not a token id; where it is masked, any id will do
         attention_mask=mask,
         position_ids=positions[:, -tokens.shape[1] :],
         past_key_values=context.cache if context else None,
         use_cache=True,
-        logits_to_keep=keep,
+        logits_to_keep=logits_to_keep,
     )
     return Context(out.past_key_values, mask, out.logits)
 
@@ -344,20 +342,22 @@ def branch(model, context: Context, completions: torch.Tensor) -> torch.Tensor:
     """The logits of K completions after each of the context's B rows: (B*K, L, V).
 
     completions (B*K, L): a row's K completions are adjacent; PAD follows short ones. Position t of
-    the result predicts token t of the completion. The logits and their gradients equal, up to
-    rounding, those of B*K whole rows, each holding a prompt and its completion. (In training, all
-    completions of a prompt see the same dropout in the prompt.)
+    the result predicts token t of the completion. Up to a completion's end, the logits and their
+    gradients equal, but for rounding, those of B*K whole rows, each holding a prompt and its
+    completion. (In training, all completions of a prompt see the same dropout in the prompt.)
     """
     count, length = completions.shape
-    per_row = count // len(context.mask)
-    row_of = torch.arange(count, device=completions.device) // per_row
+    k = count // len(context.mask)
+    row_of = torch.arange(count, device=completions.device) // k
     first = context.logits[row_of, -1:]  # token 0 is predicted by the prompt's last token
     if length == 1:
         return first
-    # clamp turns PAD into token 0, because masking would only cost time: past its end, a short row
-    # reads meaningless tokens, but their logits are never used.
-    forked = extend(model, context.fork(row_of), completions[:, :-1].clamp(min=0))
-    return torch.cat([first, forked.logits], 1)
+    # Nothing is predicted after the last token, so it is not read. clamp turns PAD into token 0,
+    # because masking would only cost time: past its end, a short row reads meaningless tokens, but
+    # their logits are never used.
+    read = completions[:, :-1].clamp(min=0)
+    rest = extend(model, context.fork(row_of), read).logits
+    return torch.cat([first, rest], 1)
 
 
 def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -367,8 +367,9 @@ def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) ->
     uniform (m,): each draw's own random number in [0, 1).
 
     This is inverse-CDF sampling: the token where the cumulative distribution passes the random
-    number. Row r runs from r to r + 1, so that all rows together form one increasing sequence, and
-    a single search handles every draw.
+    number. A copy of its row's distribution for each draw would take too much memory. Instead, we
+    shift row r up by r, so that all rows form one increasing sequence, and search that for all
+    draws at once.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
     cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
@@ -387,8 +388,8 @@ def walk(
 ) -> list[list[int]]:
     """Draw n answers to each of B prompts, reading each shared prefix only once.
 
-    A thousand draws of a number start with the same few characters. So we keep one row of the
-    batch for each *distinct* prefix, and remember which row each draw is at:
+    Among a thousand draws of a number, many share their first few characters. So we keep one row of
+    the batch for each *distinct* prefix, and remember which row each draw is at:
 
         step 0    row 0: ""                        1000 draws at row 0
         step 1    row 0: "1"   row 1: "3"          612 draws at row 0, 388 at row 1
@@ -406,13 +407,11 @@ def walk(
     device = model.device
     ends = torch.tensor(ends, device=device)
     draws_per_prompt = len(uniform) // len(prompts)
-    prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
-    # One row for each prompt, so at step 0 each draw's row is the index of its prompt.
-    start = prefill(model, prompts)
-    vocabulary = start.logits.shape[-1]
+    start = prefill(model, prompts)  # one row for each prompt
+    first_row_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
 
     paths = []
-    groups = zip(torch.from_numpy(uniform).split(rows), prompt_of.split(rows), strict=True)
+    groups = zip(torch.from_numpy(uniform).split(rows), first_row_of.split(rows), strict=True)
     for u, row_of in groups:
         u = u.to(device)
         tokens = torch.full(u.shape, PAD, device=device)
@@ -429,10 +428,10 @@ def walk(
             if len(alive) == 0 or t + 1 == u.shape[1]:
                 break
 
-            # Every distinct (row, token) becomes a new row: the parent row's cache plus the token.
-            # unique() works on single integers, so the pair is packed into one.
-            pairs, row_of = torch.unique(row_of * vocabulary + token, return_inverse=True)
-            parents, next_tokens = pairs // vocabulary, pairs % vocabulary
+            # Every distinct pair of a row and a token becomes a new row: a copy of the parent row
+            # that reads the token. The inverse of unique() is each draw's new row.
+            pairs = torch.stack([row_of, token])  # (2, m)
+            (parents, next_tokens), row_of = torch.unique(pairs, dim=1, return_inverse=True)
             context = extend(model, context.fork(parents), next_tokens[:, None])
 
         lengths = (tokens != PAD).sum(1).tolist()

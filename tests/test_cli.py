@@ -53,7 +53,7 @@ NUMBER_METRICS = {
 
 
 def draw(out, *flags) -> list[dict]:
-    """Run sample.py on the embedded model; returns the rows it wrote."""
+    """Run sample.py on the bundled model; returns the rows it wrote."""
     call(sample, *flags, "--model", TINY, "--out", out)
     assert not partial_of(out).exists()
     return distributions.read_rows([out])

@@ -49,7 +49,7 @@ FEW_FAMILIES = ("gaussian", "poisson", "weibull")
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory, adapters):
-    """A folder of base and soft rows of the embedded model, laid out as by make.
+    """A folder of base and soft rows of the bundled model, laid out as by make.
 
     The adapter's log lies beside its rows.
     """

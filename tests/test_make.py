@@ -1,6 +1,6 @@
 """What make does: it makes what is missing, keeps what is finished, and mixes in nothing stale.
 
-A small run of the embedded model is made once. Most tests change something in a copy of it, and
+A small run of the bundled model is made once. Most tests change something in a copy of it, and
 run make there again. Where only the plan matters, the interpreter prints its arguments and runs
 nothing.
 """

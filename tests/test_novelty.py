@@ -165,7 +165,7 @@ def save_classifier(folder: Path, texts: list[str]) -> None:
 
 
 def save_reward_model(folder: Path, texts: list[str]) -> None:
-    """The embedded model with a reward head, whose rewards spread about -5, where the cuts are."""
+    """The bundled model with a reward head, whose rewards spread about -5, where the cuts are."""
     reward = Qwen3ForSequenceClassification.from_pretrained(TINY, num_labels=1, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     hidden = []  # for each text, the vector from which the head reads the reward
@@ -402,7 +402,7 @@ def untouched(copied, monkeypatch) -> Path:
 def test_scores_by_another_judge_are_an_error(untouched, judges, option):
     line = judge(untouched, judges, complaint, **{option: "another"})
     scores = untouched / "base" / "novelty" / "scores.jsonl"
-    assert f"{scores} is about other answers or by another judge" in line
+    assert f"{scores} was made from other answers or by another judge" in line
     assert "remove it" in line
 
 
@@ -411,7 +411,7 @@ def test_scores_of_other_answers_are_an_error(untouched, judges):
     rows = [row | {"draws": ["x"] * 10} for row in read_rows([answers])]
     write_text(answers, to_jsonl(rows))
     line = judge(untouched, judges, complaint)
-    assert f"{untouched / 'base' / 'novelty' / 'scores.jsonl'} is about other answers" in line
+    assert f"{untouched / 'base' / 'novelty' / 'scores.jsonl'} was made from other answers" in line
 
 
 def test_methods_that_were_asked_different_prompts_are_an_error(untouched, judges):

@@ -29,7 +29,7 @@ NEEDS_EXTRAS = "needs requirements-extras.txt"
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """The embedded model's answers to the published prompts, by the two commands of a user."""
+    """The bundled model's answers to the published prompts, by the two commands of a user."""
     folder = tmp_path_factory.mktemp("drawn")
     asked, out = folder / "asked.jsonl", folder / "base.jsonl"
     call(published, "prompts", "--out", asked)
@@ -310,14 +310,9 @@ def test_other_prompts_are_a_one_line_error(drawn, crafted, tmp_path):
     renamed = [row | {"id": f"open-{i}", "axis": "open"} for i, row in enumerate(rows)]
     write_text(questions, to_jsonl(renamed))
 
-    cases = [
-        ([drawn, few], "not of few"),
-        ([drawn, unlike], "not of unlike"),
-        ([questions], "not of base"),
-    ]
-    for files, named in cases:
+    for files, named in [([drawn, few], "few"), ([drawn, unlike], "unlike"), ([questions], "base")]:
         line = complaint(published, "compare", *files, "--out", out)
-        assert "was asked of " in line and named in line
+        assert f", {named}: these are not answers to the published prompts" in line
 
     line = complaint(published, "compare", drawn, drawn, "--out", out)
     assert "is already in" in line

@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 QUOTES = [block for block in BLOCKS if not block.startswith((">>>", "from peft"))]
 # In the order in which the shell expands tests/results/*/, so that the command in readme.py's
-# docstring writes these tables. Capitals come first: the public models, then the embedded one.
+# docstring writes these tables. Capitals come first: the public models, then the bundled one.
 RESULTS = sorted(path.parent for path in (ROOT / "tests" / "results").glob("*/scores.jsonl"))
 TINY_RESULTS = ROOT / "tests" / "results" / "tiny"
 

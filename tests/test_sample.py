@@ -1,6 +1,6 @@
 """The sampler, the support size and the exact logit KL against plain forward passes; the prompts.
 
-All of them on the embedded model. A plain forward pass reads one whole row, without a cache.
+All of them on the bundled model. A plain forward pass reads one whole row, without a cache.
 """
 
 import json

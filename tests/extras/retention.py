@@ -52,14 +52,13 @@ def token_nll(model, ids: list[int], window: int = 2048, stride: int = 1024) -> 
     """-log p of each token of a text, in nats, except the first, which nothing precedes.
 
     No BOS is put in front. Windows of `window` tokens begin `stride` tokens apart, and in each only
-    the tokens that no earlier window held are scored. This is the paper's way of reading PALOMA.
+    the tokens that no earlier window held are scored. The window and the stride are the paper's.
     """
     ids = torch.tensor(ids, device=model.device)
     nats = []
     for start in range(0, len(ids), stride):
         held = ids[start : start + window]
-        scored = 1 + len(nats)  # tokens of the text that are done, counting the first
-        new = held[scored - start :]
+        new = ids[1 + len(nats) : start + window]
         if len(new) == 0:
             break
         output = model(input_ids=held[None], use_cache=False, logits_to_keep=len(new) + 1)

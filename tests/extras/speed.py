@@ -1,8 +1,8 @@
 """How much faster the kit is than the plain way, as ratios measured within one run.
 
-    make bench                            # the embedded model and its soft adapter
+    make bench                            # the bundled model and its soft adapter
     make bench SHAPE=qwen3-0.6b           # on a GPU: random weights, no download
-    python tests/extras/speed.py --rounds 1 --texts 32  # the embedded model, in a minute
+    python tests/extras/speed.py --rounds 1 --texts 32  # the bundled model, in a minute
     python tests/extras/speed.py --memory               # what fits where, computed by shapes.py
 
 The plain way of training, and of the logit KL, reads whole rows: each answer behind its own copy of
@@ -15,7 +15,7 @@ and each token read, and 2 FLOPs for each weight of the output embedding where l
 Shared tokens count once, and training takes two such passes. Attention and LoRA, a few per cent,
 are left out.
 
-A shape's prompts have 45 tokens, of which the first 20 are common to all. The script compares
+With --shape, every prompt has 45 tokens, and all share the first 20. The script compares
 neither with earlier versions of the kit nor with other kits, and machines are too noisy to make
 a test of it.
 """
@@ -117,13 +117,6 @@ def branched_rows(model, prompts: list[list[int]], completions: torch.Tensor) ->
     return trie.branch(model, context, completions)
 
 
-def train_once(model, trainer, tensors: dict[str, torch.Tensor], logits_of: Callable) -> None:
-    """Compute the gradient of one batch; logits_of(completions) gives the logits."""
-    model.zero_grad()
-    logits = logits_of(tensors["completions"])
-    trainer.loss(logits, tensors).mean().backward()
-
-
 def training(model, tokenizer, end: int, ask: Callable, n: int) -> Iterator[Stage]:
     """Training steps of n prompts."""
     rows = distributions.make_rows("train")
@@ -140,11 +133,15 @@ def training(model, tokenizer, end: int, ask: Callable, n: int) -> Iterator[Stag
         tensors = {key: value.to(model.device) for key, value in trainer.collate(answers).items()}
         answer_tokens = sum(len(answer["path"]) - 1 for answer in answers)
 
-        step = partial(train_once, model, trainer, tensors)
+        def step(rows_of: Callable, trainer=trainer, tensors=tensors) -> None:
+            model.zero_grad()
+            logits = rows_of(model, prompts, tensors["completions"])
+            trainer.loss(logits, tensors).mean().backward()
+
         yield Stage(
             name=f"training step, {name}",
-            kit=partial(step, partial(branched_rows, model, prompts)),
-            plain=partial(step, partial(whole_rows, model, prompts)),
+            kit=partial(step, branched_rows),
+            plain=partial(step, whole_rows),
             passes=2,
             read=prompt_tokens + answer_tokens,
             logits=n + answer_tokens,
@@ -221,7 +218,7 @@ def stages(
 def timed(function: Callable[[], object]) -> tuple[float, float]:
     """The seconds that a call takes, and its peak memory in GiB (0 without a GPU).
 
-    With one CPU thread, the seconds are those of work: other programs may keep the thread waiting.
+    With one CPU thread, this is CPU time, which leaves out the time spent waiting for others.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -326,7 +323,7 @@ def random_prompt(text: str) -> list[int]:
 def main() -> None:
     parser = distributions.Parser(description=__doc__)
     add = parser.add_argument
-    add("--model", default=str(TINY), help="hub id or folder of a chat model (the embedded one)")
+    add("--model", default=str(TINY), help="hub id or folder of a chat model (the bundled one)")
     add("--adapter", help="a calibrated adapter: the draws of an uncalibrated model hardly differ")
     add("--shape", choices=SHAPES, help="in place of a model: random weights in this shape")
     add("--memory", action="store_true", help="print what each shape needs, and stop")
@@ -338,6 +335,8 @@ def main() -> None:
     if args.memory:
         print("\n".join(memory_table()))
         return
+    if args.shape and args.adapter:
+        parser.error("--shape has random weights, for which there is no adapter")
 
     if args.shape:
         _, tokenizer, end = trie.load(str(TINY))
@@ -359,10 +358,9 @@ def main() -> None:
     rows = list(measure(model, work, args.rounds))
 
     if args.out:
-        on_gpu = torch.cuda.is_available()
         machine = {
             "model": args.shape or args.model,
-            "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+            "device": trie.device_name(),
             "threads": torch.get_num_threads(),
         }
         distributions.write_text(args.out, distributions.to_jsonl(row | machine for row in rows))

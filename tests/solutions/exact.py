@@ -5,7 +5,7 @@ a difference of the CDF. Every five-decimal value is therefore a leaf, and a per
 is 0.
 
 This needs a tokenizer with one token for each character of a number (Qwen3, Gemma 3, SmolLM2, the
-embedded model).
+bundled model).
 """
 
 import re
@@ -54,17 +54,12 @@ def spans(prefix: str, decimals: int) -> list[tuple[int, int]]:
 
 def mass(lattice: distributions.Lattice, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The probability of the values from low to high; the lattice's two ends take the tails."""
-    low = low.clip(lattice.first, lattice.last + 1)
-    high = high.clip(lattice.first - 1, lattice.last)
-    below = np.where(low == lattice.first, 0.0, lattice.cdf(low - 0.5))
-    up_to = np.where(high == lattice.last, 1.0, lattice.cdf(high + 0.5))
-    return np.where(low <= high, up_to - below, 0.0).clip(min=0)
+    return (lattice.at_most(high) - lattice.at_most(low - 1)).clip(min=0)
 
 
 def next_masses(row: dict, prefixes: list[str]) -> np.ndarray:
     """The mass of each of CHARACTERS behind each of P prefixes and, last, of the end. (P, 13)"""
     lattice = distributions.lattice(row)
-    discrete = distributions.is_discrete(row)
     decimals = len(str(lattice.scale)) - 1
 
     # Several ranges may belong to one prefix: "1" begins 1, but also 10 to 19, and so on.
@@ -76,8 +71,8 @@ def next_masses(row: dict, prefixes: list[str]) -> np.ndarray:
     masses = np.bincount(index, mass(lattice, low, high), len(longer))
     masses = masses.reshape(len(prefixes), len(CHARACTERS))
 
-    # A complete number may be followed by the end. If discrete, it may also begin a longer one.
-    number = re.compile(r"0|-?[1-9]\d*" if discrete else rf"-?\d+\.\d{{{decimals}}}")
+    # A complete number may be followed by the end. A whole one may also begin a longer one.
+    number = re.compile(rf"-?\d+\.\d{{{decimals}}}" if decimals else r"0|-?[1-9]\d*")
     outside = lattice.last + 1  # has no mass
     values = []
     for prefix in prefixes:

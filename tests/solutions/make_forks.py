@@ -5,13 +5,12 @@
 
 The script writes a train_NAME.py for each entry of FORKS to the given folder, which must be the one
 that contains the Makefile. Then it prints the settings with which `make reproduce` trains, on the
-bundled model, every trainer in that folder: soft, hard, the forks and your own. (It passes over
+bundled model, every trainer in that folder: soft, hard, the forks and your own. (It skips symbolic
 links, such as train_mixed.py of the seventh exercise: they need flags of their own.) `make board`
 runs this script, and `make reproduce` with those settings.
 """
 
 import ast
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -31,7 +30,6 @@ class Fork(NamedTuple):
     flags: str  # training options
     functions: dict[str, str] = {}  # name of a function -> the solution that replaces it
     pieces: dict[str, str] = {}  # piece of code -> what replaces it
-    inserts: dict[str, list[str]] = {}  # line of code -> the lines that are inserted after it
 
 
 SOFT_FLAGS = "--draws 8 --branches 8"
@@ -46,6 +44,7 @@ FORKS = {
     "all": Fork(
         "train_soft.py",
         "Train on every leaf of the trie, weighted by its probability, instead of a sampled one.",
+        # A part of a step is one prompt, because the prompts have different numbers of leaves.
         f"{FEW_FLAGS} --accumulate 4 --draws 1001 --branches 1001",
         pieces={
             "tree.quantile_leaves(rng.random(draws))": "range(len(tree.probs))",
@@ -74,11 +73,12 @@ FORKS = {
         "Let the model draw the paths, and take the targets along them from the trie.",
         SOFT_FLAGS,
         functions={"prepare": "onpolicy.py"},
-        inserts={
-            "answers = answers_of(part)": [
-                'prompts = [examples[unit.prompt]["prompt"] for unit in part]',
-                "draw(model, end, prompts, answers)",
-            ]
+        pieces={
+            "            answers = answers_of(part)\n": """\
+            answers = answers_of(part)
+            prompts = [examples[unit.prompt]["prompt"] for unit in part]
+            draw(model, end, prompts, answers)
+"""
         },
     ),
     "batch8": Fork(
@@ -93,10 +93,10 @@ FORKS = {
         pieces={
             # The floor is left out, because it is that of an unweighted mean.
             '"weight": 1, "floor": floor': '"weight": 1',
-            "return kl.sum(1) / real.sum(1)": (
-                "share = real * 0.5 ** torch.arange(real.shape[1], device=real.device)\n"
-                "    return (kl * share).sum(1) / share.sum(1)"
-            ),
+            "    return kl.sum(1) / real.sum(1)\n": """\
+    share = real * 0.5 ** torch.arange(real.shape[1], device=real.device)
+    return (kl * share).sum(1) / share.sum(1)
+""",
         },
     ),
     "mlp": Fork(
@@ -110,47 +110,15 @@ FORKS = {
 }
 
 
-def find_once(pattern: str, source: str, sought: str, flags: int = 0) -> re.Match:
-    """The only match of a pattern.
-
-    Raises InputError, which names what was sought, unless there is exactly one match.
-    """
-    matches = list(re.finditer(pattern, source, flags))
-    if len(matches) != 1:
-        raise distributions.InputError(
-            f"{sought} must occur exactly once in the source of the trainer, "
-            f"but occurs {len(matches)} times"
-        )
-    return matches[0]
-
-
 def replace_piece(source: str, old: str, new: str) -> str:
-    """Replace a piece of code, wherever its lines break.
-
-    >>> replace_piece('f(\\n    a,\\n    b=1,\\n)', 'f(a, b=1)', 'g()')
-    'g()'
-    """
-    words = re.findall(r'"[^"]*"|\w+|[^\w\s]', old)  # a string, a name or number, or punctuation
-    parts = []
-    for word in words:
-        comma = r",?\s*" if word in ")]}" else ""  # a formatter that breaks the line adds one
-        parts.append(comma + re.escape(word))
-    pattern = r"(?<!\w)" + r"\s*".join(parts) + r"(?![\w.])"
-    match = find_once(pattern, source, f"the piece {old!r}")
-    return source[: match.start()] + new + source[match.end() :]
-
-
-def insert_after(source: str, line: str, new_lines: list[str]) -> str:
-    """Insert lines after the only one that reads `line`, with the same indentation.
-
-    >>> insert_after("if a:\\n    b()\\nc()\\n", "b()", ["d()"])
-    'if a:\\n    b()\\n    d()\\nc()\\n'
-    """
-    pattern = rf"^([ ]*){re.escape(line)}[ ]*(#.*)?\n"
-    match = find_once(pattern, source, f"the line {line!r}", re.MULTILINE)
-    indentation = match[1]
-    inserted = "".join(f"{indentation}{new_line}\n" for new_line in new_lines)
-    return source[: match.end()] + inserted + source[match.end() :]
+    """Replace a piece of code. Raises InputError unless it occurs exactly once."""
+    count = source.count(old)
+    if count != 1:
+        raise distributions.InputError(
+            f"the piece {old.strip()!r} must occur exactly once in the source of the trainer, "
+            f"but occurs {count} times"
+        )
+    return source.replace(old, new)
 
 
 def replace_function(source: str, name: str, solution: str) -> str:
@@ -183,8 +151,6 @@ def fork(name: str) -> str:
     try:
         for old, new in spec.pieces.items():
             source = replace_piece(source, old, new)
-        for line, new_lines in spec.inserts.items():
-            source = insert_after(source, line, new_lines)
         for function, solution in spec.functions.items():
             source = replace_function(source, function, (SOLUTIONS / solution).read_text("utf-8"))
     except distributions.InputError as error:

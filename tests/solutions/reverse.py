@@ -6,7 +6,7 @@ import torch
 
 import trie
 
-UNIFORM_SHARE = 1e-4  # of the target's probability lies on all tokens alike
+UNIFORM_SHARE = 1e-4  # of the target's probability is spread evenly over all tokens
 
 
 def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

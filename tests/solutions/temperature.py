@@ -9,8 +9,8 @@ r"""Exercise 6, a single temperature: how far does one scalar get, without any t
 of a grid.
 
 `draw` runs sample.py on a model whose logits are divided by a temperature, here 1.5. The rows go to
-DIR/T=1.5/mcq.jsonl, and their method is "T=1.5". All other options are those of sample.py. (The
-method `base` is temperature 1.)
+DIR/T=1.5/mcq.jsonl, and their method is "T=1.5". All other options are those of sample.py, except
+--adapter. (The method `base` is temperature 1.)
 
 `picture` compares all methods by two scores that pull in opposite directions: a higher temperature
 makes the answers more varied, but fewer of them are valid. There is a panel for open questions, one
@@ -96,6 +96,7 @@ def draw(args, more: list[str]) -> None:
     """Run sample.py, with its options `more`, on a model with another temperature."""
     method = f"T={args.temperature:g}"
     out = Path(args.out) / method / f"{args.axis}.jsonl"
+    distributions.must_be_new(out)
     load = trie.load
 
     def load_hot(*names):
@@ -103,12 +104,16 @@ def draw(args, more: list[str]) -> None:
         model.get_output_embeddings().register_forward_hook(dividing_hook(args.temperature))
         return model, tokenizer, end
 
-    # sample.py loads its model with trie.load, and reads its options from sys.argv.
-    command = ["sample.py", args.axis, *more, "--out", str(out)]
-    with mock.patch.object(trie, "load", load_hot), mock.patch.object(sys, "argv", command):
-        sample.main()
-    rows = distributions.read_rows([out])  # sample.py calls the method base
+    # sample.py loads its model with trie.load, and reads its options from sys.argv. It calls the
+    # method base, so its rows go to a file of their own, until they have their true name.
+    unnamed = out.with_name(f"{args.axis}-unnamed.jsonl")
+    command = ["sample.py", args.axis, *more, "--out", str(unnamed)]
+    if not unnamed.exists():
+        with mock.patch.object(trie, "load", load_hot), mock.patch.object(sys, "argv", command):
+            sample.main()
+    rows = distributions.read_rows([unnamed])
     distributions.write_text(out, distributions.to_jsonl(row | {"method": method} for row in rows))
+    unnamed.unlink()
 
 
 # ------------------------------------------------------------------------------------ the picture
@@ -210,7 +215,9 @@ def main() -> None:
     picture.add_argument("--out", required=True, type=Path, help="PNG file to write")
 
     args, more = parser.parse_known_args()
-    if args.command == "draw":
+    if args.command == "draw" and any(word.startswith("--adapter") for word in more):
+        parser.error("temperatures are for the untrained model; draw without --adapter")
+    elif args.command == "draw":
         draw(args, more)
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
