@@ -251,9 +251,10 @@ def test_rows_that_do_not_belong_together_are_a_one_line_error(rows, tmp_path, p
     write_text(few, to_jsonl(read_rows([rows / "soft" / "numbers.jsonl"])[:2]))
     assert "draw the rows of one of them again" in complaint(figures, base, few, *out)
 
-    other = edited(base, tmp_path / "other.jsonl", model="other")
-    line = complaint(figures, base, other, *out)
-    assert "several models" in line and "other" in line
+    for change, named in (({"model": "other"}, "other, seed 0"), ({"seed": 3}, "seed 3")):
+        other = edited(base, tmp_path / "other.jsonl", **change)
+        line = complaint(figures, base, other, *out)
+        assert "several models or seeds" in line and named in line
 
 
 def test_without_matplotlib_there_is_a_one_line_error(rows, tmp_path, monkeypatch):

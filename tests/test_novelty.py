@@ -414,6 +414,22 @@ def test_scores_of_other_answers_are_an_error(untouched, judges):
     assert f"{untouched / 'base' / 'novelty' / 'scores.jsonl'} was made from other answers" in line
 
 
+UNFIT = [
+    ({"axis": "open"}, "expected rows of `novelty.py draw`"),
+    ({"draws": ["x"] * 9}, "different numbers of answers"),
+    ({"method": "other"}, "is already in"),  # beside the first method in one file
+]
+
+
+@pytest.mark.parametrize("change, said", UNFIT)
+def test_rows_that_cannot_be_judged_are_an_error(untouched, judges, change, said):
+    answers = untouched / "base" / "novelty.jsonl"
+    rows = read_rows([answers])
+    others = [row | change for row in rows]
+    write_text(answers, to_jsonl(rows + others if "method" in change else others))
+    assert said in judge(untouched, judges, complaint)
+
+
 def test_methods_that_were_asked_different_prompts_are_an_error(untouched, judges):
     answers = untouched / "base" / "novelty.jsonl"
     write_text(answers, to_jsonl(read_rows([answers])[:1]))

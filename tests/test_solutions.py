@@ -116,6 +116,16 @@ def test_hotter_draws_are_written_as_methods_of_their_own(tmp_path):
     assert "--nonsense" in complaint(
         temperature, "kl", "--model", TINY, "--prompts", "a", "--nonsense"
     )
+    hot_adapter = ("draw", 3, "mcq", "--adapter", "soft", *flags, out)
+    assert "without --adapter" in complaint(temperature, *hot_adapter)
+
+    # A run that was killed after its last draw has only to name its rows.
+    unnamed = out / "T=3" / "mcq-unnamed.jsonl"
+    unnamed.parent.mkdir()
+    unnamed.write_text((out / "base/mcq.jsonl").read_text())
+    call(temperature, "draw", 3, "mcq", *flags, out)
+    (row,) = distributions.read_rows([out / "T=3" / "mcq.jsonl"])
+    assert row == rows[-1] | {"method": "T=3"} and not unnamed.exists()
 
     (exams,) = [panel for panel in temperature.PANELS if panel.axis == "mcq"]
     places = temperature.points(metrics.aggregate(rows), exams)
