@@ -9,8 +9,8 @@ of them should be. The families, their parameter grids and the prompt are the pa
 is computed from the rounded values, so it matches the prompt exactly.
 
 A prompt is a row of JSONL with the keys id, split, family, params and prompt. A row may also set
-"decimals" (5 by default), or define its own target, "outputs" (a list of strings) and "probs",
-instead of a family and params. The functions that compute targets take such a row.
+"decimals" (default 5). Instead of a family and params, it may give its own target: "outputs", a
+list of strings, and "probs".
 
 This file knows nothing about tokens or models. Invalid input raises InputError. The last third
 holds what all scripts share: reading and writing JSONL, and parsing the command line.
@@ -24,7 +24,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,16 +229,18 @@ def distribution(row: dict):
     if set(params) != set(names):
         raise InputError(f"{family} takes the parameters {', '.join(names)} (got {params})")
 
-    # Any invalid value (a zero that is divided by, a string instead of a number) ends in the error
-    # below.
-    with np.errstate(all="ignore"), suppress(ArithmeticError, TypeError, ValueError):
+    try:
         values = [params[name] for name in names]
         # Other tools may write 3 as 3.0. As ints, both give bit-identical probabilities.
         values = [int(value) if value == int(value) else value for value in values]
-        frozen = spec.dist(*spec.args(*values))
-        if not np.isnan(frozen.support()).any():
-            return frozen
-    raise InputError(f"{family}: there is no such distribution with the parameters {params}")
+        with np.errstate(all="ignore"):
+            frozen = spec.dist(*spec.args(*values))
+            valid = not np.isnan(frozen.support()).any()
+    except (ArithmeticError, TypeError, ValueError):  # such as 1 / 0, or a string
+        valid = False
+    if not valid:
+        raise InputError(f"{family}: there is no such distribution with the parameters {params}")
+    return frozen
 
 
 def is_discrete(row: dict) -> bool:
@@ -247,10 +248,10 @@ def is_discrete(row: dict) -> bool:
 
 
 # --------------------------------------------------------------------------- canonical outputs
-# A draw from a continuous distribution could be any of millions of five-decimal numbers. The
-# distribution's *canonical outputs* are at most 1001 of them, evenly spaced, which together carry
-# all the probability. canonical_outputs() finds them in three steps. For example, for a Gaussian
-# with mu=3.5 and sigma=3:
+# A draw from a continuous distribution could be any of millions of five-decimal numbers. We keep at
+# most 1001 of them, evenly spaced; each stands for all the numbers nearest to it. These are the
+# *canonical outputs*. canonical_outputs() finds them in three steps. For a Gaussian with mu=3.5 and
+# sigma=3, for example:
 #
 #     lattice     all numbers from -5.77069 to 12.77069, as integers: -577069, -577068, ...
 #     thin        1001 of these: -577069, -575215, ...
@@ -277,7 +278,7 @@ class Lattice(NamedTuple):
         return self.cdf(k + 0.5) - self.cdf(k - 0.5)
 
     def at_most(self, k: np.ndarray) -> np.ndarray:
-        """The probability of the numbers up to k / scale; the first and the last have the tails."""
+        """The probability of the numbers up to k / scale; first and last include the tails."""
         inside = np.where(k < self.last, self.cdf(k + 0.5), 1.0)
         return np.where(k < self.first, 0.0, inside)
 
@@ -285,8 +286,8 @@ class Lattice(NamedTuple):
 def lattice(row: dict) -> Lattice:
     """The numbers that a row's target covers, from the .001 quantile to the .999 quantile.
 
-    For a discrete family, the range extends to the end of the support on a bounded side. On an
-    unbounded side, the outermost number takes the probability of the tail.
+    Where the support of a discrete family is bounded, the range extends to the bound. Elsewhere it
+    stops at the quantile, and that last number takes the probability of the tail.
 
     Raises InputError if the numbers are too large for their decimals, if there are fewer than two
     or, for a discrete family, more than 1001.
@@ -368,7 +369,7 @@ def canonical_outputs(
     neighbours; the first and the last take the tails. So probs sums to 1.
 
     perfect is the probability that a perfect sampler prints exactly this string. It may print any
-    number, not only those that are kept, so perfect sums to less than 1. trie.kl_floor needs it.
+    number, not only the ones we keep, so perfect sums to less than 1. trie.kl_floor needs it.
     Where all numbers of a discrete family are kept, it equals probs.
 
     >>> texts, probs, _ = canonical_outputs({"family": "binomial", "params": {"n": 2, "p": 0.5}})
@@ -420,8 +421,8 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
 
     Every family is spread evenly. Returns the items' indices, an array for each batch.
 
-    Think of the epoch as the interval [0, 1). Cut it into m equal slots for a family of m members,
-    and put one member at a random place in each slot. Sort everything by place, and cut it into
+    Think of the epoch as the interval [0, 1). For a family of m members, cut it into m equal slots,
+    and put one member at a random place in each. Sort everything by place, and cut it into
     batches. So even a small family appears at regular intervals from the first batch to the last.
 
     >>> families = ["a"] * 6 + ["b"] * 2

@@ -186,6 +186,14 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="no")
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
+    steps = plan([row.get("family", "own target") for row in rows], args)
+    smallest = min(len(batch) for batch in steps)
+    if smallest < world:
+        raise distributions.InputError(
+            f"a step of {smallest} units is too small for {world} processes; "
+            "raise --batch, or --limit if you set one"
+        )
+
     inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     checkpoint_file = out / "checkpoint.pt"
     if main_process and not checkpoint_file.exists():
@@ -197,13 +205,6 @@ def main() -> None:
     for row in tqdm(rows, "prepare", leave=False, disable=not main_process):
         rng = distributions.prompt_rng(args.seed, row["id"])
         examples.append(prepare(tokenizer, end, row, args.epochs * args.draws, rng))
-    steps = plan([row.get("family", "own target") for row in rows], args)
-    smallest = min(len(batch) for batch in steps)
-    if smallest < world:
-        raise distributions.InputError(
-            f"a step of {smallest} units is too small for {world} processes; "
-            "raise --batch, or --limit if you set one"
-        )
 
     def answers_of(units: list[Unit]) -> list[dict]:
         answers = []
@@ -215,7 +216,7 @@ def main() -> None:
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
-    # subtle: accelerate would step a schedule that it has prepared once for every process.
+    # subtle: the schedule is not prepared; accelerate would advance it once for every process.
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # A run that was killed continues from its last checkpoint, and so does its log.

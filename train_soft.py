@@ -10,17 +10,17 @@ To try it in seconds, use the bundled model and 64 prompts:
 
 The idea. A prompt asks for one random number from a known distribution. After every prefix of an
 answer ("", "3", "3.", "3.1", ...) we therefore know how probable each next token should be; the
-prefix trie in trie.py computes it. So we need not estimate these probabilities from samples. A
-sampled answer only decides which prefixes we visit; at each of them we pull the model's whole
-next-token distribution towards the target, with KL(target || model) as the loss.
+prefix trie in trie.py computes it. So there is no need to estimate these probabilities from
+samples. A sampled answer only decides which prefixes we visit; at each of them we pull the model's
+whole next-token distribution towards the target, with KL(target || model) as the loss.
 
 The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts in batches of 32,
 which makes 189 steps, with LoRA on the attention projections. The main differences from the paper's
 code (README lists all):
 
 1) Each epoch mixes all families evenly. In the paper's code the small ones run out halfway.
-2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
-   default, the recipe is the paper's.
+2) `--draws K --branches K` trains on K answers of a prompt but reads the prompt only once. With
+   K=1, the default, the recipe is the paper's.
 
 The script reads prompts and writes a folder: a PEFT adapter, run.json (how it was made) and
 log.jsonl (the loss of every step).
@@ -74,7 +74,7 @@ def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator
     floor = trie.kl_floor(tree.probs, perfect, tree.lengths)
 
     answers = []
-    for leaf in tree.quantile_leaves(rng.random(draws)):
+    for leaf in tree.quantile_leaves(rng.random(draws)):  # sampled from the target
         targets = tree.path_targets(leaf)
         answers.append({"path": tree.path(leaf), "targets": targets, "weight": 1, "floor": floor})
     return {"prompt": trie.chat_ids(tokenizer, row["prompt"]), "answers": answers}
@@ -199,6 +199,14 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="no")
     main_process = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
+    steps = plan([row.get("family", "own target") for row in rows], args)
+    smallest = min(len(batch) for batch in steps)
+    if smallest < world:
+        raise distributions.InputError(
+            f"a step of {smallest} units is too small for {world} processes; "
+            "raise --batch, or --limit if you set one"
+        )
+
     inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     checkpoint_file = out / "checkpoint.pt"
     if main_process and not checkpoint_file.exists():
@@ -210,13 +218,6 @@ def main() -> None:
     for row in tqdm(rows, "prepare", leave=False, disable=not main_process):
         rng = distributions.prompt_rng(args.seed, row["id"])
         examples.append(prepare(tokenizer, end, row, args.epochs * args.draws, rng))
-    steps = plan([row.get("family", "own target") for row in rows], args)
-    smallest = min(len(batch) for batch in steps)
-    if smallest < world:
-        raise distributions.InputError(
-            f"a step of {smallest} units is too small for {world} processes; "
-            "raise --batch, or --limit if you set one"
-        )
 
     def answers_of(units: list[Unit]) -> list[dict]:
         answers = []
@@ -228,7 +229,7 @@ def main() -> None:
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * len(steps)), len(steps))
-    # subtle: accelerate would step a schedule that it has prepared once for every process.
+    # subtle: the schedule is not prepared; accelerate would advance it once for every process.
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # A run that was killed continues from its last checkpoint, and so does its log.

@@ -103,7 +103,8 @@ def refusal(result: subprocess.CompletedProcess) -> tuple[str, str, str, str]:
     """
     *difference, last = complaints(result)
     message = re.fullmatch(
-        r"(\S+) was made with other settings \(< then, > now\)\. To redo it, remove (\S+)", last
+        r"(\S+) was made with other settings or files \(< then, > now\)\. To redo it, remove (\S+)",
+        last,
     )
     assert message, last
     then = [line[2:] for line in difference if line.startswith("< ")]
@@ -248,7 +249,7 @@ def test_a_file_without_its_record_is_an_error(kit):
     result = make(kit, OPEN)
     difference, message = complaints(result)
     assert f"{OPEN}.made: No such file" in difference
-    assert message.startswith(f"{OPEN} was made with other settings ")
+    assert message.startswith(f"{OPEN} was made with other settings or files ")
     assert message.endswith(f" remove {OPEN}")
     assert changed(before, snapshot(kit)) == set()
 
