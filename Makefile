@@ -65,7 +65,8 @@ reproduce: $(ROWS)
 # the stage depends on: its prerequisites, and any files that the flags name. If these have changed
 # since, make shows the difference and stops, so results are never mixed or overwritten. A result
 # appears only when it is complete. Until then, the script itself refuses to continue unfinished
-# work with other settings.
+# work with other settings. If a stage fails or is interrupted, `trap` removes RESULT.made, which
+# could otherwise vouch for a result that you then make by hand.
 define once
 @mkdir -p $(@D); \
 now=$$(echo $1 $2 --out $3 | awk '{ gsub(/ --/, "\n--"); print }'; \
@@ -74,6 +75,7 @@ now=$$(echo $1 $2 --out $3 | awk '{ gsub(/ --/, "\n--"); print }'; \
        done); \
 if [ ! -e $@ ]; then \
   echo "$$now" > $@.made; \
+  trap '[ -e $@ ] || rm -f $@.made' EXIT INT; \
   $(LAUNCH) $1 $2 --out $3; \
 elif ! echo "$$now" | diff $@.made - >&2; then \
   echo "$@ was made with other settings or files (< then, > now)." \

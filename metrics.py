@@ -213,8 +213,8 @@ def cdf_gap(values: np.ndarray, row: dict) -> float:
     """The largest difference between the distribution functions of the values and the target.
 
     This is the Kolmogorov distance, which one wild draw cannot spoil. The target is the lattice of
-    all numbers, not only the canonical outputs. Both functions are steps, and the largest gap is at
-    one of the values, or just below one.
+    all numbers, not only the canonical outputs. Both are step functions, and the largest gap is
+    at one of the values, or just below one.
     """
     numbers = distributions.lattice(row)
     k = np.round(values * numbers.scale, 6)  # 0.29 * 100 is 28.999999999999996
@@ -578,7 +578,7 @@ def check_same_weights(rows: list[dict]) -> None:
         weights = row.get("weights")
         if weights and weights_of.setdefault(row["model"], weights) != weights:
             raise distributions.InputError(
-                f"{name_of_row(row)}: its model has different weights ({weights}) than that of "
+                f"{name_of_row(row)}: its model has different weights ({weights}) than in "
                 f"earlier rows ({weights_of[row['model']]}); draw the rows of one of them again"
             )
 

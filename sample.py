@@ -194,8 +194,8 @@ def logit_kl(
         KL = sum over c of  q(c) * (log q(c) - log p(c)),
 
     average it along the answer, and take the expectation over answers drawn from the target: over
-    all of them or, if there are more than `max_paths`, over those at so many evenly spaced
-    quantiles. (They spread over all branches of the trie, because its leaves are sorted.)
+    all of them or, if there are more than `max_paths`, over those at that many evenly
+    spaced quantiles. (They spread over all branches of the trie, because its leaves are sorted.)
 
     Each KL splits into two terms. Let m be the model's total probability of the tokens that occur
     anywhere in the trie. Then

@@ -158,8 +158,8 @@ def kl_floor(q: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
 
     Let q(x) be the trie's probability of an output x, and perfect(x) the probability that a perfect
     sampler prints it. Both are products of next-token probabilities, one for each token of x. So
-    the log-ratios of these, q to perfect, add up to log(q(x) / perfect(x)). Dividing by the number
-    of tokens, and averaging over outputs drawn from q, gives the floor:
+    the log-ratios of q to perfect, token by token, add up to log(q(x) / perfect(x)). Dividing by
+    the number of tokens, and averaging over outputs drawn from q, gives the floor:
 
         floor = sum over x of  q(x) * log(q(x) / perfect(x)) / length(x)
 

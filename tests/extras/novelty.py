@@ -128,15 +128,15 @@ def load_judge(name: str, labels: int, dtype: torch.dtype) -> tuple:
 
 def classify(model, tokenizer, answers: list[str]) -> list[int]:
     """The class of each answer; the classifier judges all pairs of longer answers in one batch."""
-    pairs = [(i, j) for j in range(len(answers)) for i in range(j)]
     same = np.zeros((len(answers), len(answers)), bool)
     unsure = []
-    for i, j in pairs:
-        known = same_words(answers[i], answers[j])
-        if known is None:
-            unsure.append((i, j))
-        else:
-            same[i, j] = known
+    for j in range(len(answers)):
+        for i in range(j):
+            known = same_words(answers[i], answers[j])
+            if known is None:
+                unsure.append((i, j))
+            else:
+                same[i, j] = known
 
     def encode(text: str) -> list[int]:
         options = {"add_special_tokens": False, "truncation": True, "max_length": 128}
@@ -149,7 +149,8 @@ def classify(model, tokenizer, answers: list[str]) -> list[int]:
             ids.append(begin + encode(answers[i]) + separate + encode(answers[j]) + separate)
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
         probs = model(**batch).logits.softmax(-1)[:, 1]
-        same[tuple(zip(*unsure, strict=True))] = (probs > SIMILAR).tolist()
+        for pair, prob in zip(unsure, probs.tolist(), strict=True):
+            same[pair] = prob > SIMILAR
     return greedy_classes(same)
 
 

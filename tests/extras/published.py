@@ -94,11 +94,11 @@ def your_samplers(rows: list[dict], asked: list[dict]) -> list[Sampler]:
     Raises InputError if one of them was not asked exactly the prompts `asked`.
     """
     styles = figures.method_styles([row["method"] for row in rows])
-    prompts = {row["id"]: row["prompt"] for row in asked}
+    questions = {row["id"]: (row["prompt"], row["params"]) for row in asked}
     samplers = []
     for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
         drawn = [row for row in rows if (row["model"], row["method"]) == (model, method)]
-        if {row["id"]: row["prompt"] for row in drawn} != prompts:
+        if {row["id"]: (row.get("prompt"), row.get("params")) for row in drawn} != questions:
             raise InputError(
                 f"{model}, {method}: these are not answers to the published prompts; draw them "
                 "again, from the file that `published.py prompts` writes"
