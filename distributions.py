@@ -8,9 +8,10 @@ of them should be. The families, their parameter grids and the prompt are the pa
 2605.11845), with one difference: parameters are rounded to four significant digits, and the target
 is computed from the rounded values, so it matches the prompt exactly.
 
-A prompt is a row of JSONL with the keys id, split, family, params and prompt. A row may also set
-"decimals" (default 5). Instead of a family and params, it may give its own target: "outputs", a
-list of strings, and "probs".
+A prompt is a row of JSONL with the keys id, split, family, params and prompt. The splits are
+"train", "unseen" (new parameters of the trained families) and "ood" (out of distribution: families
+that are held out of training). A row may also set "decimals" (default 5). Instead of a family and
+params, it may give its own target: "outputs", a list of strings, and "probs".
 
 This file knows nothing about tokens or models. Invalid input raises InputError. The last third
 holds what all scripts share: reading and writing JSONL, and parsing the command line.
@@ -235,7 +236,7 @@ def distribution(row: dict):
         values = [int(value) if value == int(value) else value for value in values]
         with np.errstate(all="ignore"):
             frozen = spec.dist(*spec.args(*values))
-            valid = not np.isnan(frozen.support()).any()
+            valid = not np.isnan(frozen.support()).any()  # scipy's answer to invalid parameters
     except (ArithmeticError, TypeError, ValueError):  # such as 1 / 0, or a string
         valid = False
     if not valid:
@@ -257,7 +258,7 @@ def is_discrete(row: dict) -> bool:
 #     thin        1001 of these: -577069, -575215, ...
 #     to_texts    "-5.77069", "-5.75215", ...
 #
-# A discrete family's outputs are all whole numbers in the range.
+# For a discrete family, every whole number in the range is an output.
 
 
 class Lattice(NamedTuple):
@@ -266,19 +267,19 @@ class Lattice(NamedTuple):
     scale is 10^decimals for a continuous family and 1 for a discrete one.
     """
 
-    # cdf(k) is the probability of everything up to k / scale. For a discrete family it is 0 below
-    # `first`, and 1 from `last` on.
+    # cdf(k) is the probability of everything up to k / scale. Only for a discrete family do the end
+    # numbers take the tails: there it is 0 below `first`, and 1 from `last` on.
     cdf: Callable[[np.ndarray], np.ndarray]
     scale: int
     first: int
     last: int
 
     def probability(self, k: np.ndarray) -> np.ndarray:
-        """The probability that an exact sample, rounded to this lattice, is k / scale."""
+        """The probability that an exact sample rounds to k / scale (`cdf` says where tails go)."""
         return self.cdf(k + 0.5) - self.cdf(k - 0.5)
 
     def at_most(self, k: np.ndarray) -> np.ndarray:
-        """The probability of the numbers up to k / scale; first and last include the tails."""
+        """The probability of the numbers up to k / scale, where the end numbers take the tails."""
         inside = np.where(k < self.last, self.cdf(k + 0.5), 1.0)
         return np.where(k < self.first, 0.0, inside)
 
@@ -286,11 +287,10 @@ class Lattice(NamedTuple):
 def lattice(row: dict) -> Lattice:
     """The numbers that a row's target covers, from the .001 quantile to the .999 quantile.
 
-    Where the support of a discrete family is bounded, the range extends to the bound. Elsewhere it
-    stops at the quantile, and that last number takes the probability of the tail.
+    Where the support of a discrete family is bounded, the range extends to the bound.
 
-    Raises InputError if the numbers are too large for their decimals, if there are fewer than two
-    or, for a discrete family, more than 1001.
+    Raises InputError if the numbers are too large for their decimals, or if there are fewer than
+    two numbers, or more than 1001 for a discrete family.
     """
     frozen = distribution(row)
     discrete = is_discrete(row)
@@ -307,13 +307,13 @@ def lattice(row: dict) -> Lattice:
         low = start if np.isfinite(start) else low
         high = end if np.isfinite(end) else high
 
-    # Beyond 10^11, float64 no longer resolves the probability of a single number.
-    if not max(abs(low), abs(high)) < 1e11:  # "not <" is also true for nan
+    # Far beyond 10^11, float64 cannot resolve the probability of a single number.
+    if not (abs(low) < 1e11 and abs(high) < 1e11):  # "not <" is also true for nan
         raise InputError(f"{about}: its numbers are too large for {decimals} decimals")
     if discrete and high - low >= MAX_BINS:
         raise InputError(f"{about}: more than {MAX_BINS} outputs, the limit for discrete families")
 
-    # The tolerance keeps a bound such as 3.507 inside: times 10^5 it is 350700.00000000006.
+    # The tolerance keeps a quantile such as 3.507 inside: times 10^5 it is 350700.00000000006.
     first = math.ceil(low - 1e-12 * abs(low))
     last = math.floor(high + 1e-12 * abs(high))
     has_one_value = discrete and frozen.var() == 0  # such as Bernoulli with p = 0
@@ -343,7 +343,7 @@ def thin(first: int, last: int, max_bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_texts(values: np.ndarray, scale: int) -> list[str]:
-    """The numbers k / scale as canonical strings, always with the same number of decimals.
+    """The numbers values / scale as canonical strings, all with the same number of decimals.
 
     >>> to_texts(np.array([-1, 0, 350000]), scale=10**5)    # zero has no sign
     ['-0.00001', '0.00000', '3.50000']
@@ -362,21 +362,21 @@ def to_texts(values: np.ndarray, scale: int) -> list[str]:
 def canonical_outputs(
     row: dict, max_bins: int = MAX_BINS
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Every canonical output of a row, in ascending order: texts, probs (N,) and perfect (N,).
+    """Every canonical output of a row: texts, in ascending order, probs (N,) and perfect (N,).
 
     probs is the target. If there are more than max_bins numbers, max_bins of them are kept, evenly
     spaced, and each takes the probability of everything that is nearer to it than to its
     neighbours; the first and the last take the tails. So probs sums to 1.
 
     perfect is the probability that a perfect sampler prints exactly this string. It may print any
-    number, not only the ones we keep, so perfect sums to less than 1. trie.kl_floor needs it.
-    Where all numbers of a discrete family are kept, it equals probs.
+    number, not only the ones we keep, so perfect sums to less than 1. (trie.kl_floor uses it.)
+    Where all numbers of a discrete family are kept, perfect equals probs.
 
     >>> texts, probs, _ = canonical_outputs({"family": "binomial", "params": {"n": 2, "p": 0.5}})
     >>> dict(zip(texts, probs.round(2).tolist()))
     {'0': 0.25, '1': 0.5, '2': 0.25}
     """
-    if "outputs" in row:  # in their own order
+    if "outputs" in row:  # these stay in their own order
         probs = np.array(row["probs"], float)
         return row["outputs"], probs, probs
     numbers = lattice(row)
@@ -394,7 +394,7 @@ def sample_outputs(
     """Draw n exact samples from a row's target: strings, and the probability `perfect` of each.
 
     Snapping each draw to the nearest canonical output gives every output exactly its target
-    probability, without computing them all. max_bins=None keeps every number of the lattice.
+    probability, without computing any of these. max_bins=None keeps every number of the lattice.
     """
     if "outputs" in row:
         texts, probs, perfect = canonical_outputs(row)
@@ -421,9 +421,9 @@ def mixed_batches(families: list[str], size: int, rng: np.random.Generator) -> l
 
     Every family is spread evenly. Returns the items' indices, an array for each batch.
 
-    Think of the epoch as the interval [0, 1). For a family of m members, cut it into m equal slots,
-    and put one member at a random place in each. Sort everything by place, and cut it into
-    batches. So even a small family appears at regular intervals from the first batch to the last.
+    Think of the epoch as the interval [0, 1). For a family of m members, we divide it into m equal
+    slots, and put one member at a random place in each. Then we sort all items by place, and divide
+    them into batches. So even a small family appears at regular intervals.
 
     >>> families = ["a"] * 6 + ["b"] * 2
     >>> batches = mixed_batches(families, 4, np.random.default_rng(0))
@@ -454,7 +454,7 @@ def read_rows(
     """Read JSONL files. Every line must be an object that has all of `keys`.
 
     name(row) checks a row and returns its name; no two rows may have the same name. Raises
-    InputError with file:line.
+    InputError, which names the file and the line.
     """
     rows, line_of = [], {}
     for path in paths:
@@ -468,7 +468,7 @@ def read_rows(
                 row_name = name(row) if name else where
             except KeyError as error:
                 raise InputError(f"{where}: the key {error} is missing") from None
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError) as error:  # an InputError is a ValueError, too
                 raise InputError(f"{where}: {error}") from None
             if row_name in line_of:
                 first = line_of[row_name]
@@ -490,6 +490,7 @@ def check_prompt(row: dict) -> str:
         lattice(row)  # raises an error if the family, parameters or decimals are wrong
         return f"id {row['id']!r}"
     outputs, probs = row["outputs"], row["probs"]
+    # The valid strings; fewer than outputs if some are not valid, or not different.
     texts = {text for text in outputs if isinstance(text, str) and text and text == text.strip()}
     if not 2 <= len(texts) == len(outputs) == len(probs):
         raise InputError(
@@ -502,7 +503,7 @@ def check_prompt(row: dict) -> str:
 
 
 def read_prompts(paths: Iterable[str | Path], limit: int | None = None) -> list[dict]:
-    """Read number prompts from files; with a limit, keep that many of them, evenly spaced."""
+    """Read prompts from files; with a limit, keep that many of them, evenly spaced."""
     rows = read_rows(paths, ("id", "split", "prompt"), check_prompt)
     if limit is None or limit >= len(rows):
         return rows
@@ -572,7 +573,7 @@ def run(main: Callable[[], None]) -> None:
     script = Path(sys.argv[0]).name
     hints = {  # other errors that users may hit: the name of the class, and what helps
         "OutOfMemoryError": "; lower --rows or, in training, raise --accumulate",
-        "SafetensorError": "",
+        "SafetensorError": "",  # its own message is enough
     }
     try:
         main()
@@ -599,11 +600,12 @@ def main() -> None:
     for split in ("unseen", "ood", "train"):  # the Makefile waits for train.jsonl, the last one
         path = Path(args.out) / f"{split}.jsonl"
         rows = make_rows(split, args.decimals)
+        text = to_jsonl(rows)
         if not path.exists():
-            write_text(path, to_jsonl(rows))
+            write_text(path, text)
             families = {row["family"] for row in rows}
             print(f"{path}: {len(rows)} prompts, {len(families)} families")
-        elif path.read_text() != to_jsonl(rows):
+        elif path.read_text() != text:
             raise InputError(
                 f"{path} already exists with different prompts; to make it again, remove it"
             )

@@ -15,18 +15,18 @@ its target. Finally, scores are summarized:
 
 low and high are a 95% bootstrap interval, obtained by resampling families, questions or draws.
 
-Every axis with a target also has rows of the method `target`: the scores of the same number of
-draws from the target. They show what sampling noise alone does; compare every score with them.
+For numbers and exams, the tables also have a method `target`: a perfect sampler that makes as many
+draws. Its scores show what sampling noise alone does; compare every score with them.
 
-A prompt without a single valid draw has an infinite W1 and still counts; infinity is written as
-null. If rows come from several seeds, as in `runs/tiny*/*/*.jsonl`, scores are shown as mean ±
+A prompt without a single valid draw has an infinite W1, and so has its family. Infinity is written
+as null. If rows come from several seeds, as in `runs/tiny*/*/*.jsonl`, scores are shown as mean ±
 standard deviation.
 
 If you are here for the scores, skip the parsing and begin at "values become scores".
 
-To add a metric, let a score_* function return it, and give it a heading in METRICS.
+To add a metric, let a score_* function return it, and give it a heading and a statistic in METRICS.
 
-This file runs no model and does not know how the rows were made.
+This file runs no model.
 """
 
 import re
@@ -41,8 +41,8 @@ from scipy import stats
 
 import distributions
 
-# Files in a run's folder that hold no draws for the tables.
-OTHERS = ("log", "novelty", "published", "scores")
+# The other JSONL files of a run's folder, which hold no draws for the tables.
+NOT_DRAWS = ("log", "novelty", "published", "scores")
 
 # ------------------------------------------------------------------------- a draw becomes a value
 
@@ -57,7 +57,8 @@ def tagged_answer(text: str) -> str:
     """The answer of an SSOT draw (sample.SSOT): what is between <answer> and </answer>.
 
     Only what follows the random string and the thoughts counts. If the tagged answers differ, there
-    is no answer. gpt-oss may omit the tags; then its whole final channel is the answer.
+    is no answer. gpt-oss may omit the tags; then all that is left of its final channel is the
+    answer.
 
     >>> thoughts = "<random_string>x7</random_string><thinking>7 is odd.</thinking>"
     >>> tagged_answer(thoughts + "<answer>3.5</answer>"), tagged_answer(thoughts + "3.5")
@@ -66,18 +67,18 @@ def tagged_answer(text: str) -> str:
     has_final_channel = "<|channel|>final<|message|>" in text
     text = without_thoughts(text)
     text = re.split("</random_string>|</thinking>", text)[-1]
-    # "<answer>3.5</answer>." gives before = "" and parts = ["answer", "3.5", "/answer", "."].
-    before, *parts = re.split("<(/?answer|thinking|random_string)>", text)
-    tags = parts[::2]
-    answers = {part.strip() for part in parts[1::4]}  # what follows each opening tag
+    tags = re.findall("<(/?answer|thinking|random_string)>", text)
     if has_final_channel and not tags:
-        return before.strip()
-    well_formed = tags == ["answer", "/answer"] * (len(tags) // 2)
-    return answers.pop() if well_formed and len(answers) == 1 else ""
+        return text.strip()
+    if tags != ["answer", "/answer"] * (len(tags) // 2):
+        return ""  # a tag without its partner, or thoughts that begin again
+    answers = re.findall("<answer>(.*?)</answer>", text, flags=re.DOTALL)
+    answers = {answer.strip() for answer in answers}
+    return answers.pop() if len(answers) == 1 else ""
 
 
 def answers_of(row: dict) -> list[str]:
-    """A row's answers: its draws or, if a protocol was used, what is tagged in them."""
+    """A row's answers: its draws or, if a protocol was used, the text inside their answer tags."""
     if row.get("protocol") == "ssot":
         return [tagged_answer(draw) for draw in row["draws"]]
     return row["draws"]
@@ -97,7 +98,7 @@ def parse_number(text: str, low: float, high: float, discrete: bool) -> float | 
     if not NUMBER.fullmatch(text):
         return None
     value = float(text)
-    if not low <= value <= high or abs(value) >= 1e100:  # a sum of larger ones would overflow
+    if not low <= value <= high or abs(value) >= 1e100:  # so that no sum of values overflows
         return None
     return None if discrete and value != round(value) else value
 
@@ -151,12 +152,11 @@ def parse_answer(text: str) -> str | None:
     return answer if any(is_content(character) for character in answer) else None
 
 
-# The labels of an exam (sample.MCQ), and their order. From the eighth on, they are part of the
-# explanation, which may contain lettered lines.
+# The labels of an exam (sample.MCQ), in order. The explanation may contain more lettered lines.
+LABELS = ["question:", "a.", "b.", "c.", "d.", "correct answer:", "explanation:"]
 LABEL = re.compile(
     r"^((?i:question:|correct answer:|explanation:)|[A-H][.)](?=\s))", flags=re.MULTILINE
 )
-ORDER = re.compile(r"question:a\.b\.c\.d\.correct answer:explanation:([a-h]\.)*")
 
 
 def bare(text: str) -> str:
@@ -167,19 +167,25 @@ def bare(text: str) -> str:
 def parse_question(text: str) -> int | None:
     """The position, 0 to 3, of a generated exam's correct answer; None if it is not well-formed.
 
-    "Well-formed" means that all seven labels appear once each, in order, each at the start of a
-    line and followed by some text, with nothing before the first. Bold marks, headings and "A)" for
-    "A." are allowed, and so is repeating the correct option's text after its letter.
+    A well-formed exam begins with the first of the seven LABELS. They follow in order, each at the
+    start of a line and with some text after it. The explanation, which comes last, may contain
+    lettered lines (A. to H.), but no second "Question:", for example. Bold marks, headings and "A)"
+    for "A." are allowed, and so is repeating the correct option's text after its letter.
     """
     text = re.sub(r"\*\*|__|^[ #]+", "", without_thoughts(text), flags=re.MULTILINE)
-    labels = "".join(LABEL.findall(text)).lower().replace(")", ".")
-    before, *fields = LABEL.split(text, maxsplit=7)
-    bodies = [body.strip() for body in fields[1::2]]
-    has_text = all(any(character.isalnum() for character in body) for body in bodies)
-    if before.strip() or not ORDER.fullmatch(labels) or not has_text:
+    labels = [label.lower().replace(")", ".") for label in LABEL.findall(text)]
+    begins_again = any(label.endswith(":") for label in labels[7:])
+    if labels[:7] != LABELS or begins_again:
         return None
 
-    _, *options, correct, _ = bodies
+    # The parts of the split: what is before the first label, then label, body, label, body, ...
+    before, *parts = LABEL.split(text, maxsplit=7)
+    bodies = [body.strip() for body in parts[1::2]]
+    has_text = all(any(character.isalnum() for character in body) for body in bodies)
+    if before.strip() or not has_text:
+        return None
+
+    _question, *options, correct, _explanation = bodies
     answer = re.fullmatch(r"\(?([A-D])\b\W*(.*)", correct, re.DOTALL)
     if not answer:
         return None
@@ -212,23 +218,26 @@ def normalized_w1(values: np.ndarray, support: np.ndarray, probs: np.ndarray) ->
 def cdf_gap(values: np.ndarray, row: dict) -> float:
     """The largest difference between the distribution functions of the values and the target.
 
-    This is the Kolmogorov distance, which one wild draw cannot spoil. The target is the lattice of
-    all numbers, not only the canonical outputs. Both are step functions, and the largest gap is
-    at one of the values, or just below one.
+    This is the Kolmogorov distance. One wild draw among n changes it by at most 1/n. Unlike W1, it
+    compares the values with all numbers of the lattice, not only with the canonical outputs.
+
+    Between two neighbouring values, the function of the draws is flat, and that of the target can
+    only rise. So the difference is largest at one of the values, or just below one.
     """
-    numbers = distributions.lattice(row)
-    k = np.round(values * numbers.scale, 6)  # 0.29 * 100 is 28.999999999999996
-    k, counts = np.unique(k, return_counts=True)
-    share_up_to = np.cumsum(counts) / len(values)
-    share_below = share_up_to - counts / len(values)
-    # An answer with more decimals lies between two numbers of the lattice, so k may not be whole.
-    at_value = share_up_to - numbers.at_most(np.floor(k))
-    just_below = share_below - numbers.at_most(np.ceil(k) - 1)
-    return float(np.abs([at_value, just_below]).max())
+    target = distributions.lattice(row)
+    places = np.round(values * target.scale, 6)  # 0.29 * 100 is 28.999999999999996
+    places, counts = np.unique(places, return_counts=True)
+    draws_at = np.cumsum(counts) / len(values)
+    draws_below = draws_at - counts / len(values)
+    # A value with more decimals lies between two places of the lattice; floor and ceil find them.
+    target_at = target.at_most(np.floor(places))
+    target_below = target.at_most(np.ceil(places) - 1)
+    gaps = np.abs([draws_at - target_at, draws_below - target_below])
+    return float(gaps.max())
 
 
 def total_variation(shares: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """The total variation between distributions: half the sum of |share - prob|, last axis."""
+    """The total variation between distributions: half the sum of |share - prob| (last axis)."""
     return np.abs(shares - probs).sum(-1) / 2
 
 
@@ -242,7 +251,7 @@ def unevenness(places: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def score_list(row: dict, answers: list[str]) -> dict[str, float]:
-    """A prompt with its own target, a list of texts: the total variation of the valid answers."""
+    """A prompt that lists its outputs: the total variation of the valid answers from its probs."""
     places = [parse_choice(answer, row["outputs"]) for answer in answers]
     valid = [place for place in places if place is not None]
     if not valid:
@@ -283,6 +292,7 @@ def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
 
 
 def score_open(row: dict, answers: list[str]) -> dict[str, float | None]:
+    """An open question. unique_rate is a share of all answers, the last two of the valid ones."""
     counts = Counter(parse_answer(answer) for answer in answers)
     invalid = counts.pop(None, 0)
     valid = len(answers) - invalid
@@ -298,11 +308,11 @@ def score_open(row: dict, answers: list[str]) -> dict[str, float | None]:
 
 
 def score_mcq(row: dict, answers: list[str]) -> dict[str, list]:
-    """For each metric, a list with one value per draw: the table pools all draws."""
+    """An exam prompt: for each metric, a list with one value per draw, or per valid draw."""
     places = [parse_question(answer) for answer in answers]
     valid = [place for place in places if place is not None]
     scores = {"valid_rate": [place is not None for place in places]}
-    scores["tv"] = valid  # places, not yet a TV: METRICS applies `unevenness` to those of all rows
+    scores["tv"] = valid  # not yet a TV: `unevenness` (see METRICS) makes one from all rows' places
     for place, letter in enumerate("abcd"):
         scores[f"share_{letter}"] = [found == place for found in valid]
     return scores
@@ -410,7 +420,7 @@ METRICS = {
 
 
 def bootstrap(values: np.ndarray, statistic: Callable) -> tuple[float | None, float | None]:
-    """A 95% percentile interval (Efron 1981) of a statistic of values (n,); none if n < 2.
+    """A 95% percentile interval of a statistic of values (n,); (None, None) if n < 2.
 
     It comes from 10,000 resamples, a hundred at a time to save memory.
     """
@@ -421,6 +431,7 @@ def bootstrap(values: np.ndarray, statistic: Callable) -> tuple[float | None, fl
     for _ in range(100):
         picks = rng.integers(len(values), size=(100, len(values)))
         resampled.append(statistic(values[picks], axis=1))
+    # Other methods interpolate, which gives nan between two infinite values.
     low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)
 
@@ -435,7 +446,7 @@ def group(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 
 def score_units(rows: list[dict]) -> dict[str, dict]:
-    """Score a group's rows: {metric: {unit: its values}}.
+    """The scores of one group's rows, as {metric: {unit: its values}}.
 
     A unit is what the bootstrap resamples: a family (with a value for each of its prompts), an open
     question (with one value), or a draw of an exam (with one value).
@@ -446,7 +457,7 @@ def score_units(rows: list[dict]) -> dict[str, dict]:
         name = row.get("family", row["id"]) if axis == "numbers" else row["id"]
         for metric, scored in score(row).items():
             if isinstance(scored, list):
-                units[metric] |= {(name, draw): [value] for draw, value in enumerate(scored)}
+                units[metric] |= {(name, i): [value] for i, value in enumerate(scored)}
             elif scored is not None:
                 units[metric].setdefault(name, []).append(scored)
     if axis == "mcq" and len(units["tv"]) < MIN_EXAMS:
@@ -497,7 +508,7 @@ def cell(seeds: list[dict]) -> str:
         deviation = "" if mean is None else f" ± {show(np.std(values, ddof=1), 3)}"
         return show(mean, 3) + deviation
     low, high = seeds[0]["low"], seeds[0]["high"]
-    has_interval = low is not None or mean is None
+    has_interval = low is not None or mean is None  # null bounds of an infinite mean are infinite
     return show(mean, 3) + (f" [{show(low, 2)}, {show(high, 2)}]" if has_interval else "")
 
 
@@ -548,6 +559,7 @@ def tables(scores: list[dict]) -> list[str]:
 
 
 def name_of_row(row: dict) -> str:
+    """Names a row in errors. read_rows() does not accept two rows with the same name."""
     about = f"{row['model']}, {row['axis']}, seed {seed_of(row)}"
     return f"{row['method']} on {row['id']} ({about})"
 
@@ -602,11 +614,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
     parser.add_argument("--report", help="Markdown file for the tables")
     args = parser.parse_args()
-    check_output(args.out, ('{"model"',))
+    check_output(args.out, ('{"model"',))  # as the rows of aggregate() begin
     check_output(args.report, tuple(f"**{axis}**\n" for axis in METRICS))
 
-    # If every file is one of OTHERS, read them anyway: the error then says which keys are missing.
-    files = [file for file in args.files if Path(file).stem not in OTHERS] or args.files
+    # If every file is one of these, read them anyway: the error then says which keys a row needs.
+    files = [file for file in args.files if Path(file).stem not in NOT_DRAWS] or args.files
     keys = ("id", "model", "method", "axis", "draws")
     rows = distributions.read_rows(files, keys, name_of_row)
     # Other tools, such as pandas, write null where a row has no such key.

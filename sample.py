@@ -11,20 +11,20 @@ To try it in seconds:
     python sample.py numbers --model tests/tiny --prompts runs/data/ood.jsonl --n 100 --out a.jsonl
 
 There are three axes of measurement. `numbers` sends the number prompts from a file, `open` asks
-102 questions such as "Name a random bird", and `mcq` asks the model to write an exam question with
-four options, again and again: are A, B, C and D correct equally often?
+102 questions such as "Name a random bird", and `mcq` asks the model many times to write an exam
+question with four options, to see whether A, B, C and D are correct equally often.
 
 The script writes one row for each prompt: the prompt's row plus these keys.
 
     model, axis, seed   how the row was made
-    method              "base", the name of the adapter's folder, or "ssot" (or both: "soft+ssot")
+    method              the adapter's folder, "ssot", or both ("soft+ssot"); "base" if neither
     protocol            "ssot", if the model was prompted that way
     bins                on the axis numbers: how many outputs the target's trie may have
-    weights             a short checksum of the model, to distinguish models with the same name
+    weights             a short checksum that tells apart models with the same name
     draws               the raw answers, in the order drawn; one that was cut off ends in "…"
     tokens, seconds     what the row cost
 
-Some rows also have exact measures, computed from the model's probabilities without sampling:
+Without ssot, rows of two axes also have exact measures, computed from the model's probabilities:
 
     numbers   logit_kl, logit_kl_form, logit_kl_floor (nats per token)
     open      support_90 and top, the most probable first tokens
@@ -61,7 +61,7 @@ import trie
 
 class Axis(NamedTuple):
     n: int  # answers to each prompt
-    max_tokens: int  # of an answer
+    max_tokens: int  # where an answer is cut off
     about: str
 
 
@@ -132,7 +132,7 @@ SSOT_MAX_TOKENS = 4096
 
 
 def prompt_rows(args) -> list[dict]:
-    """The prompts to send, as rows. Raises InputError, which names the file."""
+    """The prompts to send, as rows. Raises InputError if a file cannot be used."""
     if args.axis == "numbers":
         return distributions.read_prompts(args.prompts)
     if args.prompts:
@@ -164,7 +164,7 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
         rows += [row if isinstance(row, dict) else {"prompt": row} for row in found]
 
     files = ", ".join(paths)
-    rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]
+    rows = [{"id": f"{axis}-{i:03d}"} | row for i, row in enumerate(rows)]  # row's own id wins
     for row in rows:
         texts = [row["id"], row.get("prompt")]
         if not all(isinstance(text, str) for text in texts) or "draws" in row:
@@ -182,40 +182,52 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
 # --------------------------------------------------------------------------- exact measures
 
 
+def scored_leaves(tree: trie.Trie, max_paths: int) -> tuple[np.ndarray, np.ndarray]:
+    """The answers whose KL is computed, as leaves of the trie, and their weights in the average.
+
+    All of them or, if there are more than `max_paths`, those at that many evenly spaced quantiles.
+    The leaves are sorted, so these spread over the whole trie.
+    """
+    if len(tree.probs) <= max_paths:
+        leaves = np.flatnonzero(tree.probs)  # an output of probability 0 has no targets (0/0)
+        return leaves, tree.probs[leaves]
+    quantiles = (np.arange(max_paths) + 0.5) / max_paths
+    # A leaf that lies at several quantiles is computed once, and counts that many times.
+    return np.unique(tree.quantile_leaves(quantiles), return_counts=True)
+
+
 @torch.inference_mode()
 def logit_kl(
     model, context: trie.Context, tree: trie.Trie, max_paths: int, at_once: int
 ) -> tuple[float, float]:
     """KL(target || model) on a prompt's trie, and its form part (see below); nats per token.
 
-    context is what trie.prefill returned for the prompt. At each point along an answer we take the
-    KL over the next tokens c, with p over the full vocabulary,
+    context is what trie.prefill returned for the prompt; at_once limits the answers in one pass.
 
-        KL = sum over c of  q(c) * (log q(c) - log p(c)),
+    After a prefix of an answer, let q(c) be the target of the next token c, and p(c) the
+    probability that the model gives it, out of the full vocabulary:
 
-    average it along the answer, and take the expectation over answers drawn from the target: over
-    all of them or, if there are more than `max_paths`, over those at that many evenly
-    spaced quantiles. (They spread over all branches of the trie, because its leaves are sorted.)
+        KL(q || p) = sum over c of  q(c) * (log q(c) - log p(c))
 
-    Each KL splits into two terms. Let m be the model's total probability of the tokens that occur
-    anywhere in the trie. Then
+    We average this along each answer, and then over answers that are distributed like the target.
 
-        KL(q || p) = -log m + KL(q || p / m).
+    The KL has two parts. Let m be the total probability that the model gives to the tokens that
+    occur anywhere in the trie:
 
-    The first term is *form*: what is lost on tokens that are in no answer at all. The second is
-    *shape*: what is lost by preferring the wrong answers, such as a wrong digit. If each digit is a
-    token, a perfect sampler loses nothing to form, so the floor (trie.kl_floor) is part of shape.
-    (If a token may hold several digits, as Llama's does, it loses a little to form, too.)
+        KL(q || p) = -log m + KL(q || p / m)
+
+    The first part is *form*: what is lost on tokens that are in no answer at all. The second is
+    *shape*: what is lost by preferring the wrong answers, such as a wrong digit. This function
+    returns the KL and its form part; shape is the difference.
+
+    The floor (trie.kl_floor) belongs to shape. If each digit is a token, all ten digits occur in
+    the trie of a continuous family, so a perfect sampler has m = 1. (If a token may hold several
+    digits, as Llama's does, many of them do not occur in it, so part of the floor is form.)
     """
-    if len(tree.probs) <= max_paths:
-        leaves = np.flatnonzero(tree.probs)  # an output of probability 0 has no targets (0/0)
-        weights = tree.probs[leaves]
-    else:
-        quantiles = (np.arange(max_paths) + 0.5) / max_paths
-        leaves, weights = np.unique(tree.quantile_leaves(quantiles), return_counts=True)
+    leaves, weights = scored_leaves(tree, max_paths)
     device = context.mask.device
-    vocabulary_of_trie = np.unique(tree.tokens[tree.tokens != trie.PAD])
-    vocabulary_of_trie = torch.from_numpy(vocabulary_of_trie).long().to(device)
+    ids_of_trie = np.unique(tree.tokens[tree.tokens != trie.PAD])
+    ids_of_trie = torch.from_numpy(ids_of_trie).long().to(device)
 
     kl_of_leaves, form_of_leaves = [], []
     for start in range(0, len(leaves), at_once):
@@ -227,10 +239,10 @@ def logit_kl(
         completions, tokens, q = (array.to(device) for array in arrays)
         log_p = trie.branch(model, context, completions).float().log_softmax(-1)  # (R, L, V)
 
-        # (R, L). After the end of an answer, q is 0, and so is the KL.
-        kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)
-        log_m = log_p[..., vocabulary_of_trie].logsumexp(-1)
-        real = completions != trie.PAD
+        # After the end of an answer, q is 0, and so is the KL; form has to be masked.
+        real = completions != trie.PAD  # (R, L)
+        kl = (torch.xlogy(q, q) - q * log_p.gather(-1, tokens)).sum(-1)  # (R, L)
+        log_m = log_p[..., ids_of_trie].logsumexp(-1)  # (R, L)
         form = -log_m * real
 
         lengths = real.sum(1)
@@ -251,18 +263,18 @@ def exact_numbers(model, tokenizer, end: int, row: dict, context: trie.Context, 
 
 
 def support_size(probs: np.ndarray, mass: float = 0.9) -> int:
-    """How many of the most probable outcomes hold `mass` of the probability. probs (V,).
+    """The fewest outcomes that together have `mass` of the probability. probs (V,).
 
     >>> support_size(np.array([0.05, 0.25, 0.7]))
     2
     """
-    largest_first = np.sort(probs[probs > 0].astype(np.float64))[::-1]
+    largest_first = np.sort(probs.astype(np.float64))[::-1]
     held = np.cumsum(largest_first)
-    wanted = mass * held[-1] * (1 - 1e-12)  # forgives the rounding of the sum
+    wanted = mass * held[-1] * (1 - 1e-12)  # a little less, so that rounding cannot add an outcome
     return int(np.searchsorted(held, wanted)) + 1
 
 
-def exact_open(model, tokenizer, end: int, row: dict, context: trie.Context, args) -> dict:
+def exact_open(tokenizer, context: trie.Context) -> dict:
     """How many first tokens hold 90% of the probability, and the twenty most probable."""
     probs = context.logits[0, -1].double().softmax(-1).cpu().numpy()
     most_probable = np.argsort(-probs, kind="stable")[:20].tolist()
@@ -270,7 +282,15 @@ def exact_open(model, tokenizer, end: int, row: dict, context: trie.Context, arg
     return {"support_90": support_size(probs), "top": top}
 
 
-EXACT_MEASURES = {"numbers": exact_numbers, "open": exact_open}
+def exact_measures(model, tokenizer, end: int, row: dict, ids: list[int], args) -> dict:
+    """What is measured without draws on this axis, if anything. ids: the tokens of the prompt."""
+    if args.axis == "mcq" or args.protocol:  # with ssot, an answer begins with a random string
+        return {}
+    context = trie.prefill(model, [ids])
+    if args.axis == "numbers":
+        return exact_numbers(model, tokenizer, end, row, context, args)
+    return exact_open(tokenizer, context)
+
 
 # ------------------------------------------------------------------------------------- drawing
 
@@ -278,7 +298,7 @@ EXACT_MEASURES = {"numbers": exact_numbers, "open": exact_open}
 @torch.inference_mode()
 def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
     """Answer several prompts together. Returns their rows, with args.n draws and exact measures."""
-    if not prompts:  # with several processes, one may get no prompts
+    if not prompts:  # one of several processes may get none
         return []
     start = time.perf_counter()
     system = SSOT.format(*SSOT_WORDS[args.axis]) if args.protocol else ""
@@ -295,17 +315,16 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
     results = []
     for i, row in enumerate(prompts):
         start = time.perf_counter()
-        draws = paths[i * args.n : (i + 1) * args.n]
+        own_paths = paths[i * args.n : (i + 1) * args.n]
         # Some templates end the prompt with <think>. We put it back in front of the draws, so that
         # truncated thoughts are not mistaken for an answer.
         thinks = trie.decode(tokenizer, ids[i]).rstrip().endswith("<think>")
         opening = "<think>" if thinks else ""
-        result = row | {"draws": [opening + to_text(tokenizer, path, ends) for path in draws]}
-        if args.axis in EXACT_MEASURES and not args.protocol:
-            context = trie.prefill(model, [ids[i]])  # again, because walk() keeps its own
-            result |= EXACT_MEASURES[args.axis](model, tokenizer, end, row, context, args)
-        result["tokens"] = sum(len(path) for path in draws)
-        result["seconds"] = round(shared_seconds + time.perf_counter() - start, 3)
+        result = row | {"draws": [opening + to_text(tokenizer, path, ends) for path in own_paths]}
+        result |= exact_measures(model, tokenizer, end, row, ids[i], args)
+        result["tokens"] = sum(len(path) for path in own_paths)
+        own_seconds = time.perf_counter() - start
+        result["seconds"] = round(shared_seconds + own_seconds, 3)
         results.append(result)
     return results
 
@@ -330,20 +349,22 @@ def draw(args, prompts: list[dict]) -> None:
 
     names = [adapter.name if adapter else None, args.protocol]
     method = "+".join(name for name in names if name) or "base"
-    source = {"model": args.model, "method": method, "axis": args.axis, "seed": args.seed}
-    if args.protocol:
-        source["protocol"] = args.protocol
-    if args.axis == "numbers":
-        source["bins"] = args.bins
-
+    # What an interrupted run must have in common with the one that continues it.
     inputs = {"prompts": checksum(distributions.to_jsonl(prompts))}
     inputs["model"] = trie.identity(args.model)
     if adapter:
         inputs["adapter"] = distributions.digest(adapter / "adapter_model.safetensors")
-    source["weights"] = checksum(inputs["model"])[:12]  # distinguishes models with the same name
+
+    # What every row says about how it was made.
+    origin = {"model": args.model, "method": method, "axis": args.axis, "seed": args.seed}
+    if args.protocol:
+        origin["protocol"] = args.protocol
+    if args.axis == "numbers":
+        origin["bins"] = args.bins
+    origin["weights"] = checksum(inputs["model"])[:12]
 
     def answer_some(some: list[dict]) -> list[dict]:
-        return [row | source for row in answer(model, tokenizer, end, some, args)]
+        return [row | origin for row in answer(model, tokenizer, end, some, args)]
 
     together = max(1, args.rows // args.n)  # prompts per call of trie.walk
     write_rows(Path(args.out), args, inputs, prompts, answer_some, together)
@@ -361,25 +382,27 @@ def write_rows(
     answer_some: Callable[[list[dict]], list[dict]],
     together: int,
 ) -> None:
-    """Write answer_some(prompts) to a file, one row for each prompt, whole or not at all.
+    """Write answer_some(prompts) to a file, which appears only when all its rows are finished.
 
-    Finished rows wait in FILE.partial. The same command continues from there; different options,
+    Until then they wait in FILE.partial. The same command continues from there; different options,
     inputs or code are an error. Several processes, started by `accelerate launch`, each answer
     `together` prompts at a time, and only the main process writes files.
     """
     processes = trie.processes()
     rank, world = processes.process_index, processes.num_processes
     partial = out.with_name(f"{out.name}.partial")
-    finished = {}
+    finished = {}  # rows by id; only the main process has them
     if processes.is_main_process:
         finished = start_or_resume(out, partial, args, inputs)
     (finished_ids,) = broadcast_object_list([list(finished)])
     todo = [row for row in prompts if row["id"] not in finished_ids]
 
     bar = tqdm(total=len(todo), desc=str(out), disable=not processes.is_main_process)
-    for start in range(0, len(todo), together * world):
-        chunk = todo[start : start + together * world]
-        rows = gather_object(answer_some(chunk[rank::world]))
+    step = together * world
+    for start in range(0, len(todo), step):
+        chunk = todo[start : start + step]
+        own_share = chunk[rank::world]
+        rows = gather_object(answer_some(own_share))  # one list of the rows of all processes
         if processes.is_main_process:
             with open(partial, "a", encoding="utf-8") as file:
                 file.write(distributions.to_jsonl(rows))
@@ -396,11 +419,11 @@ def write_rows(
 def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, dict]:
     """The finished rows of an interrupted run, by id; none if this is a new run.
 
-    numbers.run.json, beside numbers.jsonl, keeps what a run depends on. Raises InputError if that
-    has changed since.
+    What a run depends on is kept beside it: for numbers.jsonl, in numbers.run.json. Raises
+    InputError if that has changed since.
     """
     record = out.with_name(f"{out.name.removesuffix('.jsonl')}.run.json")
-    # inputs has checksums for model, adapter and prompts; out and rows change no result.
+    # inputs has checksums for model, adapter and prompts; out and rows change no answer.
     not_options = ("model", "adapter", "prompts", "out", "rows")
     options = {key: value for key, value in vars(args).items() if key not in not_options}
     scripts = (__file__, trie.__file__, distributions.__file__)
@@ -417,10 +440,10 @@ def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, d
             f"{partial} was made with different {' and '.join(differing)} (see {record}); "
             f"to start again, remove {partial}"
         )
-    # If the run was killed while it wrote, the last line is incomplete.
-    whole_lines, newline, _ = partial.read_bytes().rpartition(b"\n")
-    os.truncate(partial, len(whole_lines + newline))
-    rows = distributions.read_rows([partial]) if newline else []
+    # If the run was killed while it wrote, the last line is incomplete; it is cut off.
+    size = partial.read_bytes().rfind(b"\n") + 1  # 0 if no line is complete
+    os.truncate(partial, size)
+    rows = distributions.read_rows([partial]) if size else []
     return {row["id"]: row for row in rows}
 
 
@@ -458,7 +481,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.max_tokens is None:
         args.max_tokens = SSOT_MAX_TOKENS if args.protocol else AXES[args.axis].max_tokens
-    if args.rows is None:  # long answers have long caches, and share little
+    if args.rows is None:  # long answers need more cache, and share fewer prefixes
         args.rows = 1024 if args.max_tokens <= 64 else 256
 
     distributions.must_be_new(Path(args.out))

@@ -14,19 +14,19 @@ because the expected cross-entropy is the entropy of the target plus KL(target |
 train_soft.py computes exactly is estimated here from samples.
 
 The recipe is the paper's (arXiv 2605.11845): two epochs of 16 answers to each of 1988 prompts, in
-batches of 32 answers, with LoRA on the attention projections. That makes 1988 x 2 x 16 / 32 = 1988
-steps. The main differences from the paper's code (README lists all):
+batches of 32 answers (1988 steps), with LoRA on the attention projections. The main differences
+from the paper's code (README lists all):
 
 1) Each epoch mixes all families evenly. In the paper's code the small ones run out halfway.
-2) `--branches K` trains on K answers of a prompt but reads the prompt only once. With K=1, the
-   default, the recipe is the paper's. With `--branches 16`, the model sees the same 63,616 answers
-   in only 126 steps. To compare with soft at an equal number of steps (189), add `--epochs 3`.
+2) `--branches K` trains on K answers to a prompt but reads the prompt only once. The default, K=1,
+   is as in the paper. With `--branches 16`, the model sees the same 63,616 answers in only 126
+   steps. To compare with soft after the same number of steps (189), add `--epochs 3`.
 
 The script reads prompts and writes a folder: a PEFT adapter, run.json (how it was made) and
-log.jsonl (the loss of every step).
+log.jsonl (the loss and its floor at every step).
 
 To try an objective of your own, copy this file to train_mine.py and edit the three functions
-below. The loop after them is the same in train_soft.py, line for line.
+below. What follows them is the same in train_soft.py, line for line.
 """
 
 import json
@@ -51,16 +51,16 @@ DRAWS = 16  # sampled answers for each prompt, in each epoch
 BINS = 16384  # canonical outputs; soft keeps only 1001, because it builds a trie of them
 
 # ------------------------------------------------------------------------------- the objective
-# prepare() runs once per prompt; collate() and loss() run at every step. Edit them.
+# prepare() runs once for every prompt, collate() and loss() for every batch (or part of one).
 
 
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers.
 
-    Returns the prompt's token ids and a list of `draws` answers, enough for all epochs. An answer
+    Returns {"prompt": its token ids, "answers": a list of `draws`, enough for all epochs}. An answer
     has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: the loss that a
-    perfect sampler would have on this very answer, which is mostly the target's entropy), and
-    whatever collate() needs: here, nothing else.
+    perfect sampler would have on this answer; on average, about the target's entropy), and whatever
+    collate() needs: here, nothing else.
     """
     texts, perfect = distributions.sample_outputs(row, draws, rng, BINS)
     answers = []
@@ -101,8 +101,8 @@ def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def add_lora(model, seed: int):
     """Add the paper's LoRA adapter, ready to train.
 
-    PEFT keeps the adapter's weights in float32, even if the model is in bfloat16, so that no small
-    update is lost.
+    PEFT keeps the adapter's weights in float32, even if the model is in bfloat16, so that small
+    updates are not rounded away.
     """
     torch.manual_seed(seed)  # for the adapter's initial weights, and for dropout
     lora = LoraConfig(
@@ -117,7 +117,7 @@ def add_lora(model, seed: int):
 
 
 class Unit(NamedTuple):
-    """One prompt with a few of its answers, which share one pass over the prompt."""
+    """One prompt with a few of its answers, for which the prompt is read only once."""
 
     prompt: int  # the index of the prompt
     first: int  # the index of the first answer; the unit's other answers follow it
@@ -126,8 +126,9 @@ class Unit(NamedTuple):
 def plan(families: list[str], args) -> list[list[Unit]]:
     """Decide which answers each optimizer step sees: a list of steps, each a list of units.
 
-    In every epoch each prompt uses `draws` new answers, `branches` at a time, and every answer
-    is used exactly once. A step is a batch of units, mixed from all families.
+    families[i] is the family of prompt i. In every epoch each prompt uses `draws` new answers,
+    `branches` at a time, and every answer is used exactly once. A step is a batch of units, in
+    which the families are mixed.
 
     One prompt with four answers in an epoch, two at a time, makes two units. With --batch 2 both
     fit in one step. So each epoch is one step: the first uses answers 0 to 3, the second 4 to 7.
@@ -135,7 +136,7 @@ def plan(families: list[str], args) -> list[list[Unit]]:
     >>> from types import SimpleNamespace
     >>> args = SimpleNamespace(epochs=2, draws=4, branches=2, batch=2, seed=0)
     >>> for step in plan(["gaussian"], args):
-    ...     print([unit.first for unit in sorted(step)])
+    ...     print([unit.first for unit in sorted(step)])    # the first answer of each unit
     [0, 2]
     [4, 6]
     """
@@ -164,7 +165,7 @@ def main() -> None:
     add("--draws", type=int, default=DRAWS, help="answers per prompt and epoch (%(default)s)")
     add("--branches", type=int, default=1, help="answers that share one pass over their prompt (1)")
     add("--lr", type=float, default=2e-4, help="peak learning rate (2e-4)")
-    add("--accumulate", type=int, default=1, help="passes to split a step into, to save memory (1)")
+    add("--accumulate", type=int, default=1, help="parts of a step, computed in turn (1)")
     add("--limit", type=int, help="train on this many prompts only, evenly spaced")
     add("--seed", type=int, default=0, help="seed for answers, batches and weights (0)")
     args = parser.parse_args()
@@ -196,11 +197,11 @@ def main() -> None:
 
     inputs = {"data": distributions.digest(args.data), "identity": trie.identity(args.model)}
     checkpoint_file = out / "checkpoint.pt"
-    if main_process and not checkpoint_file.exists():
+    if main_process and not checkpoint_file.exists():  # a resumed run has its run.json
         trie.write_run(out / "run.json", args, **inputs)
 
-    # Sample every answer before the first step. Each prompt has a random stream of its own, so
-    # its answers do not depend on the order of work.
+    # Sample every answer before the first step. Each prompt has a random stream of its own, so its
+    # answers do not depend on the other prompts.
     examples = []
     for row in tqdm(rows, "prepare", leave=False, disable=not main_process):
         rng = distributions.prompt_rng(args.seed, row["id"])
@@ -209,8 +210,8 @@ def main() -> None:
     def answers_of(units: list[Unit]) -> list[dict]:
         answers = []
         for unit in units:
-            last = unit.first + args.branches
-            answers += examples[unit.prompt]["answers"][unit.first : last]
+            stop = unit.first + args.branches
+            answers += examples[unit.prompt]["answers"][unit.first : stop]
         return answers
 
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -219,7 +220,7 @@ def main() -> None:
     # subtle: the schedule is not prepared; accelerate would advance it once for every process.
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # A run that was killed continues from its last checkpoint, and so does its log.
+    # A run that was killed continues from its last checkpoint; later lines of its log are dropped.
     options = {k: v for k, v in vars(args).items() if k not in ("model", "data", "out")}
     code = (__file__, trie.__file__, distributions.__file__)
     made = {"options": options, "processes": world, **inputs}
@@ -240,8 +241,9 @@ def main() -> None:
         total_weight = sum(answer["weight"] for answer in batch_answers)
         step_loss = 0.0
 
-        # Gradients add up over the parts of a batch, so a part may be as small as memory requires.
-        # subtle: every process must run the same number of parts, or DDP waits forever.
+        # The gradients of the parts of a batch add up, so it can be divided to save memory.
+        # subtle: every process must run the same number of parts, none of them empty, or DDP waits
+        # forever. The smallest share has len(batch) // world units.
         my_share = batch[rank::world]
         parts = min(args.accumulate, len(batch) // world)
         for i in range(parts):
@@ -257,7 +259,8 @@ def main() -> None:
             weights = [answer["weight"] / total_weight for answer in answers]
             weights = torch.tensor(weights, device=accelerator.device)
             part_loss = (loss(logits, tensors) * weights).sum()
-            # subtle: DDP averages gradients over the processes; multiplying by `world` makes a sum.
+            # subtle: the weights add up to 1 over all processes, so their gradients must be added.
+            # DDP averages them instead; multiplying by `world` makes up for it.
             accelerator.backward(part_loss * world)
             step_loss += part_loss.detach()
 
@@ -271,7 +274,7 @@ def main() -> None:
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
-        # The floor is what a perfect sampler would lose; see prepare().
+        # The floor is a perfect sampler's loss; see prepare().
         record = {"step": number, "loss": step_loss, "lr": lr}
         floor = math.nan
         if all("floor" in answer for answer in batch_answers):
@@ -282,7 +285,7 @@ def main() -> None:
         record["seconds"] = time.perf_counter() - start
         log.write(json.dumps(record) + "\n")
         log.flush()
-        bar.set_postfix(loss=f"{step_loss:.3f}", perfect=f"{floor:.3f}")
+        bar.set_postfix(loss=f"{step_loss:.3f}", floor=f"{floor:.3f}")
         checkpoint.save_if_due(number, end_of_epoch=number % (len(steps) // args.epochs) == 0)
 
     log.close()

@@ -1,9 +1,14 @@
 r"""From answers to tokens: the prefix trie, chat prompts, and forward passes that share tokens.
 
-A tokenizer splits "3.14159" into tokens, so the canonical outputs of a prompt form a trie: one leaf
-for each output, one edge for each token. Every output has a known probability, so the probability
-of each next token is known after every prefix, too. Four outputs, with one token for each character
-and $ as the end token, give this trie:
+The canonical outputs of a prompt are the answers among which its target probability is divided. A
+tokenizer turns each of them into a sequence of tokens, and together these sequences form a trie,
+with one leaf for each output. The probabilities of the outputs determine how probable each next
+token should be after every prefix. This is the token's target (arXiv 2605.11845, "soft"). With P(s)
+for the total probability of the outputs that begin with s:
+
+    q(token | prefix) = P(prefix + token) / P(prefix)
+
+Four outputs, with one token for each character and $ as the end token, give this trie:
 
             next token, with its target
     ""  ->  1   .6   ->  $  1/6          the output "1"  has probability .1
@@ -11,16 +16,10 @@ and $ as the end token, give this trie:
                      ->  5  3/6  ->  $   the output "15" has probability .3
         ->  3   .4   ->  $               the output "3"  has probability .4
 
-The target of a token is the probability of all outputs that continue with it, divided by that of
-all outputs that share the prefix (arXiv 2605.11845, "soft"). With P(s) for the probability of the
-outputs that begin with s:
-
-    q(token | prefix) = P(prefix + token) / P(prefix)
-
 The file has five parts: the trie; chat prompts; forward passes that read shared tokens only once
 (`prefill` and `branch` for training and scoring, `walk` for drawing); loading and saving; and the
-special cases of particular models. To learn the idea, read the first three. This is a library with
-no command line.
+special cases of particular models. To learn the idea, read the first part and the third. This is a
+library with no command line.
 """
 
 import copy
@@ -65,22 +64,22 @@ CHECKPOINT_SECONDS = 300  # between two checkpoints of a training run
 class Trie:
     """The canonical outputs of one prompt, as paths of tokens.
 
-    There are no nodes. The leaves are the sorted rows of a matrix, so the leaves that share a
+    It stores no nodes, only the leaves, as the sorted rows of a matrix. So the leaves that share a
     prefix are neighbours.
 
     Arguments:
-        tokens (N, W): one output in each row, with its end token; short ones are padded with PAD
+        tokens (N, W): one output in each row, as encode() returns them
         probs (N,):    the probability of each output
 
     Attributes:
-        tokens (N, W), probs (N,):  as above, sorted
+        tokens (N, W), probs (N,):  as above, with the rows sorted by their tokens
         lengths (N,):               the number of tokens of each leaf
-        order (N,):                 the caller's row that each leaf came from
+        order (N,):                 each leaf's row in the arguments
 
     >>> END = 10
     >>> outputs = np.array([[1, END, PAD], [1, 2, END], [1, 5, END], [3, END, PAD]])
     >>> tree = Trie(outputs, np.array([0.1, 0.2, 0.3, 0.4]))
-    >>> tree.path(0)    # END is a large number here, so "12" comes before "1"
+    >>> tree.path(0)    # the tokens 1, 2, 10 sort before 1, 10
     array([ 1,  2, 10])
     >>> for children, q in tree.path_targets(0):
     ...     print(children, q.round(2))
@@ -106,23 +105,24 @@ class Trie:
         # among them. At first the prefix is empty.
         low, high = 0, len(self.tokens)
         for depth in range(self.lengths[leaf]):
-            # The leaves' next tokens are sorted, so equal tokens are neighbours. None of them is
+            # These leaves' next tokens are sorted, so equal tokens are neighbours. None of them is
             # PAD: the prefix does not include the end token, so every leaf continues.
             column = self.tokens[low:high, depth]
             children, starts = np.unique(column, return_index=True)
             mass = np.add.reduceat(self.probs[low:high], starts)  # sums from each start to the next
             targets.append((children, mass / mass.sum()))
 
-            token = self.tokens[leaf, depth]
-            start, stop = np.searchsorted(column, [token, token + 1])  # leaves that go on with it
-            low, high = low + start, low + stop
+            # The leaves of child c are starts[c] to stops[c] - 1. Go on with those of our child.
+            stops = np.append(starts[1:], len(column))
+            ours = np.searchsorted(children, self.tokens[leaf, depth])
+            low, high = low + starts[ours], low + stops[ours]
         return targets
 
     def quantile_leaves(self, quantiles: np.ndarray) -> np.ndarray:
         """The leaf at each quantile; quantiles lie in [0, 1).
 
-        A uniformly random quantile selects each leaf with its own probability (inverse-CDF
-        sampling). train_soft.py chooses its answers like this.
+        A uniformly random quantile selects each leaf with the leaf's probability (inverse-CDF
+        sampling).
         """
         cumulative = np.cumsum(self.probs)
         return np.searchsorted(cumulative, quantiles * cumulative[-1], "right")
@@ -150,16 +150,16 @@ def pad_targets(
 
 
 def kl_floor(q: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
-    """The KL divergence that even a perfect sampler scores on the trie, in nats per token.
+    """The KL divergence that a perfect sampler scores on the trie, in nats per token.
 
     For a continuous family it is not zero, because the trie keeps only 1001 of perhaps a million
     numbers. If just one of them begins with "3.50", the trie gives its next digit a probability of
-    1. A perfect sampler spreads its probability over all ten digits, so its KL there is log 10.
+    1, but a perfect sampler gives it about 1/10. Likewise, q(x), the probability of a complete
+    output x, is much larger than perfect(x), the probability that a perfect sampler prints x.
 
-    Let q(x) be the trie's probability of an output x, and perfect(x) the probability that a perfect
-    sampler prints it. Both are products of next-token probabilities, one for each token of x. So
-    the log-ratios of q to perfect, token by token, add up to log(q(x) / perfect(x)). Dividing by
-    the number of tokens, and averaging over outputs drawn from q, gives the floor:
+    Both are products of next-token probabilities, one for each token of x. So log(q(x)/perfect(x))
+    is the sum of the log-ratios of its tokens. We divide it by the number of tokens, and average
+    over outputs drawn from q:
 
         floor = sum over x of  q(x) * log(q(x) / perfect(x)) / length(x)
 
@@ -170,8 +170,8 @@ def kl_floor(q: np.ndarray, perfect: np.ndarray, lengths: np.ndarray) -> float:
     >>> round(kl_floor(q, perfect, lengths=np.array([4, 4])), 3)    # log(2) / 4
     0.173
 
-    A model that has learned which 1001 numbers the trie keeps may score below this floor, although
-    its draws are no better.
+    It is a reference, not a bound: a model that has learned which 1001 numbers the trie keeps may
+    score below it, although its draws are no better.
     """
     return float(np.sum(rel_entr(q, perfect) / lengths))  # rel_entr(q, p) = q log(q / p)
 
@@ -286,18 +286,20 @@ class Context(NamedTuple):
 
 
 def extend(model, context: Context | None, tokens: torch.Tensor, last_only=False) -> Context:
-    """Read T more tokens in each row; tokens (R, T) may contain PAD, which is masked.
+    """Read T more tokens in each row. Returns the Context after them.
 
-    It works in place, so use only the result from then on; fork the old context first if you still
-    need it. With last_only, logits are computed only after the last token, which saves time.
+    context:        its cache is changed in place, so fork it first if you still need it; or None
+    tokens (R, T):  PAD is masked, and takes no position
+    last_only:      compute logits only after the last token, which saves time
     """
     mask = (tokens != PAD).long()
-    if context:
+    if context is not None:
         mask = torch.cat([context.mask, mask], 1)
+    # A token's position is the number of real tokens before it; clamp is for PAD at the beginning.
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    # subtle: logits_to_keep=0 keeps all. [-1] keeps the last, as 1 would, but copies the hidden
-    # states into one block; the output layer would multiply a view row by row, which takes a tenth
-    # of a training step.
+    # subtle: 0 keeps all logits; 1 and [-1] keep only the last. But 1 gives the output layer a view
+    # into all hidden states, which makes it slow (by a tenth of a training step). [-1] makes a
+    # compact copy.
     logits_to_keep = torch.tensor([-1]) if last_only else 0
     out = model(
         input_ids=tokens.clamp(min=0),  # PAD is not a token id; where it is masked, any id will do
@@ -311,7 +313,7 @@ def extend(model, context: Context | None, tokens: torch.Tensor, last_only=False
 
 
 def prefill(model, prompts: list[list[int]]) -> Context:
-    """Read B prompts, one in each row, with the logits after their last tokens: (B, 1, V).
+    """Read B prompts, one in each row, and compute the logits after their last tokens: (B, 1, V).
 
     The beginning that all prompts share (the chat header, "Generate exactly ONE random number from
     a") is read once, as a single row, which is then copied for each prompt. The rest of each prompt
@@ -320,10 +322,9 @@ def prefill(model, prompts: list[list[int]]) -> Context:
         head ... head  PAD  PAD  Gaussian ...
         head ... head  Beta-Binomial      ...
 
-    Models with a sliding window read each prompt whole; see slides_window.
     """
     head = []
-    if len(prompts) > 1 and not slides_window(model):
+    if len(prompts) > 1 and not slides_window(model):  # a sliding window needs whole prompts
         # commonprefix works on any sequences, not only paths. With [:-1], every prompt keeps at
         # least one token of its own.
         head = os.path.commonprefix([prompt[:-1] for prompt in prompts])
@@ -339,22 +340,27 @@ def prefill(model, prompts: list[list[int]]) -> Context:
 
 
 def branch(model, context: Context, completions: torch.Tensor) -> torch.Tensor:
-    """The logits of K completions after each of the context's B rows: (B*K, L, V).
+    """The logits that predict K completions for each of B prompts: (B*K, L, V).
 
-    completions (B*K, L): a row's K completions are adjacent; PAD follows short ones. Position t of
-    the result predicts token t of the completion. Up to a completion's end, the logits and their
-    gradients equal, but for rounding, those of B*K whole rows, each holding a prompt and its
-    completion. (In training, all completions of a prompt see the same dropout in the prompt.)
+    completions (B*K, L): a prompt's K completions are adjacent; PAD follows short ones. Each copy
+    of the prompt's row reads one of them, and position t of the result predicts its token t:
+
+        position           0           1           2
+        after reading      prompt      token 0     token 1
+        predicts           token 0     token 1     token 2
+
+    Except for rounding, logits and gradients are as if each prompt and completion were read
+    together, as one row. (With dropout, all completions of a prompt share the prompt's dropout.)
+    After a short completion's end, the logits mean nothing.
     """
     count, length = completions.shape
     k = count // len(context.mask)
     row_of = torch.arange(count, device=completions.device) // k
-    first = context.logits[row_of, -1:]  # token 0 is predicted by the prompt's last token
+    first = context.logits[row_of, -1:]  # (B*K, 1, V), after the prompt's last token
     if length == 1:
         return first
-    # Nothing is predicted after the last token, so it is not read. clamp turns PAD into token 0,
-    # because masking would only cost time: past its end, a short row reads meaningless tokens, but
-    # their logits are never used.
+    # The last token predicts nothing, so it is not read. PAD becomes token 0, so that extend() does
+    # not mask it: masking takes time, and what a row reads after its end does not matter.
     read = completions[:, :-1].clamp(min=0)
     rest = extend(model, context.fork(row_of), read).logits
     return torch.cat([first, rest], 1)
@@ -367,15 +373,21 @@ def choose(logits: torch.Tensor, row_of: torch.Tensor, uniform: torch.Tensor) ->
     uniform (m,): each draw's own random number in [0, 1).
 
     This is inverse-CDF sampling: the token where the cumulative distribution passes the random
-    number. A copy of its row's distribution for each draw would take too much memory. Instead, we
+    number. Copying the row's distribution for every draw would take too much memory. Instead, we
     shift row r up by r, so that all rows form one increasing sequence, and search that for all
-    draws at once.
+    draws at once. With two rows and three tokens:
+
+        row 0     .2    .7   1.0
+        row 1    1.5   1.6   2.0     a draw at row 1 with the random number .55 looks for 1.55
+
+    The first entry above 1.55 is 1.6, at place 4 (from 0). 4 % 3 = 1, so the draw gets token 1.
     """
     cdf = logits.double().softmax(-1).cumsum(-1)  # in float32, rounding errors would reach 1e-5
     cdf = cdf / cdf[:, -1:]  # every row ends at exactly 1
     cdf += torch.arange(len(cdf), device=cdf.device)[:, None]  # row r: from r to r + 1
+    # right=True: strictly above, so that a token of probability 0 is never chosen
     place = torch.searchsorted(cdf.flatten(), row_of + uniform, right=True)
-    return place % cdf.shape[1]  # the place within its row
+    return place % cdf.shape[1]
 
 
 @torch.inference_mode()
@@ -384,60 +396,74 @@ def walk(
     prompts: list[list[int]],
     ends: list[int],
     uniform: np.ndarray,
-    rows: int = 1024,
+    at_once: int = 1024,
 ) -> list[list[int]]:
-    """Draw n answers to each of B prompts, reading each shared prefix only once.
+    """Draw n answers to each of B prompts; those that share a prefix read it together.
 
-    Among a thousand draws of a number, many share their first few characters. So we keep one row of
-    the batch for each *distinct* prefix, and remember which row each draw is at:
-
-        step 0    row 0: ""                        1000 draws at row 0
-        step 1    row 0: "1"   row 1: "3"          612 draws at row 0, 388 at row 1
-        step 2    row 0: "1."  row 1: "12"  ...    and so on, until every draw has ended
-
-    A thousand draws therefore cost only as much as their distinct prefixes.
-
-    uniform (B * n, T) holds each draw's random numbers; a prompt's n draws are adjacent.
-    A draw uses only its own numbers, so its answer does not depend on which other draws are made
-    with it. To limit memory, the draws are made in groups of at most `rows`, once all prompts have
-    been read. This changes results only by floating-point rounding.
+    uniform (B * n, T): the random numbers of each draw; a prompt's n draws are adjacent. A draw
+    uses only its own numbers, so its answer does not depend on which other draws are made with it.
+    To limit memory, at most `at_once` draws are made together. This changes results only by
+    floating-point rounding.
 
     Returns each draw's tokens, in order. An answer ends with one of `ends`, or after T tokens.
     """
     device = model.device
     ends = torch.tensor(ends, device=device)
     draws_per_prompt = len(uniform) // len(prompts)
-    start = prefill(model, prompts)  # one row for each prompt
-    first_row_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
+    context = prefill(model, prompts)  # one row for each prompt
+    row_of = torch.arange(len(prompts), device=device).repeat_interleave(draws_per_prompt)
 
     paths = []
-    groups = zip(torch.from_numpy(uniform).split(rows), first_row_of.split(rows), strict=True)
-    for u, row_of in groups:
-        u = u.to(device)
-        tokens = torch.full(u.shape, PAD, device=device)
-        alive = torch.arange(len(u), device=device)  # the draws that have not ended
-        context = start
-
-        for t in range(u.shape[1]):
-            # row_of[i] is the row of draw alive[i].
-            token = choose(context.logits[:, -1], row_of, u[alive, t])
-            tokens[alive, t] = token
-
-            unfinished = ~torch.isin(token, ends)
-            alive, row_of, token = alive[unfinished], row_of[unfinished], token[unfinished]
-            if len(alive) == 0 or t + 1 == u.shape[1]:
-                break
-
-            # Every distinct pair of a row and a token becomes a new row: a copy of the parent row
-            # that reads the token. The inverse of unique() is each draw's new row.
-            pairs = torch.stack([row_of, token])  # (2, m)
-            (parents, next_tokens), row_of = torch.unique(pairs, dim=1, return_inverse=True)
-            context = extend(model, context.fork(parents), next_tokens[:, None])
-
+    groups = zip(torch.from_numpy(uniform).split(at_once), row_of.split(at_once), strict=True)
+    for group_uniform, group_row_of in groups:
+        tokens = walk_group(model, context, group_row_of, ends, group_uniform.to(device))
         lengths = (tokens != PAD).sum(1).tolist()
         for path, length in zip(tokens.tolist(), lengths, strict=True):
             paths.append(path[:length])
     return paths
+
+
+def walk_group(
+    model,
+    context: Context,
+    row_of: torch.Tensor,
+    ends: torch.Tensor,
+    uniform: torch.Tensor,
+) -> torch.Tensor:
+    """Draw m answers. Returns their tokens (m, T), padded with PAD; the context is not changed.
+
+    row_of (m,): the row of the context that each draw continues; uniform (m, T), ends: see walk.
+
+    Among a thousand draws of a number, many share their first few characters. So we keep one row of
+    the batch for each *distinct* prefix, and remember which row each draw is at:
+
+        step 0    row 0: ""                           1000 draws at row 0
+        step 1    row 0: "1"   row 1: "3"             612 draws at row 0, 388 at row 1
+        step 2    row 0: "1."  row 1: "12"  ...       the rows are numbered anew at each step
+
+    A step therefore costs only as much as its distinct prefixes.
+    """
+    steps = uniform.shape[1]
+    tokens = torch.full(uniform.shape, PAD, device=uniform.device)
+    alive = torch.arange(len(uniform), device=uniform.device)  # the draws that have not ended
+    for t in range(steps):
+        # row_of[i] and token[i] belong to draw alive[i].
+        token = choose(context.logits[:, -1], row_of, uniform[alive, t])
+        tokens[alive, t] = token
+
+        unfinished = ~torch.isin(token, ends)
+        alive = alive[unfinished]
+        row_of = row_of[unfinished]
+        token = token[unfinished]
+        if len(alive) == 0 or t + 1 == steps:
+            break
+
+        # Each distinct pair of a row and a token gets a new row: a copy of the old row that reads
+        # the token. unique() also says which pair, and so which new row, belongs to each draw.
+        pairs = torch.stack([row_of, token])  # (2, draws alive)
+        (parents, next_tokens), row_of = torch.unique(pairs, dim=1, return_inverse=True)
+        context = extend(model, context.fork(parents), next_tokens[:, None])
+    return tokens
 
 
 # ------------------------------------------------------------------------- loading and saving

@@ -216,7 +216,7 @@ def test_the_walk_is_plain_sampling(folder):
     model, tokenizer, end = trie.load(str(folder))
     prompts = [trie.chat_ids(tokenizer, "Gaussian " * n) for n in (25, 2)]
     uniform = np.random.default_rng(0).random((2 * 5, 6))
-    paths = trie.walk(model, prompts, [end], uniform, rows=7)
+    paths = trie.walk(model, prompts, [end], uniform, at_once=7)
     for i, (numbers, path) in enumerate(zip(uniform, paths, strict=True)):
         ids = list(prompts[i // 5])
         for number, token in zip(numbers, path, strict=False):

@@ -1,7 +1,8 @@
 """README and code agree, and the code is as easy to read as README promises.
 
 The code that README quotes is in the files, its sessions run, its tables are those of the
-committed scores, and its links and commands exist.
+committed scores, and its links and commands exist. So do those of the pages beside the results and
+the exercises.
 """
 
 import ast
@@ -28,6 +29,8 @@ import train_soft
 from distributions import read_rows
 
 README = (ROOT / "README.md").read_text()
+RESULTS_PAGE = ROOT / "tests" / "results" / "README.md"
+PAGES = [ROOT / "README.md", RESULTS_PAGE, ROOT / "tests" / "solutions" / "README.md"]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 QUOTES = [block for block in BLOCKS if not block.startswith((">>>", "from peft"))]
 # In the order in which the shell expands tests/results/*/, so that the command in readme.py's
@@ -50,10 +53,23 @@ def test_sessions_run(monkeypatch):
     assert runner.summarize(verbose=False).attempted >= 10 and runner.failures == 0
 
 
-def test_links_exist():
-    links = re.findall(r"\]\(([^)h][^)]*)\)", README)
-    assert len(links) >= 3
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def anchor(heading: str) -> str:
+    """The name by which a link finds a heading, as GitHub forms it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_exist(page):
+    links = re.findall(r"\]\(([^)]*)\)", page.read_text())
+    links = [link for link in links if not link.startswith("http")]
+    assert links
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+            assert heading in map(anchor, headings), link
 
 
 def make_targets() -> set[str]:
@@ -66,12 +82,13 @@ def make_targets() -> set[str]:
 
 
 def test_commands_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
     # A target such as models/NAME belongs to a pattern rule, which the database does not name.
-    asked = set(re.findall(r"^make ([a-z0-9]+)\b(?!/)", README, re.MULTILINE))
-    asked |= set(re.findall(r"`make ([a-z0-9]+)\b(?!/)", README))
+    asked = set(re.findall(r"^make ([a-z0-9]+)\b(?!/)", text, re.MULTILINE))
+    asked |= set(re.findall(r"`make ([a-z0-9]+)\b(?!/)", text))
     assert len(asked) > 5
     assert asked - make_targets() == set()
-    scripts = set(re.findall(r"python ((?:tests/)?(?:[a-z]+/)?[a-z_]+\.py)", README))
+    scripts = set(re.findall(r"python ((?:tests/)?(?:[a-z]+/)?[a-z_]+\.py)", text))
     scripts.remove("train_mine.py")  # the reader's own
     assert len(scripts) >= 2
     assert [name for name in scripts if not (ROOT / name).exists()] == []
@@ -80,15 +97,15 @@ def test_commands_exist():
 # ---------------------------------------------------------------------------- the tables
 
 
-def between(marker: str) -> str:
-    return README.split(f"<!-- {marker} -->")[1].split(f"<!-- /{marker} -->")[0].strip()
+def between(marker: str, page: str = README) -> str:
+    return page.split(f"<!-- {marker} -->")[1].split(f"<!-- /{marker} -->")[0].strip()
 
 
 def test_the_tables_are_those_of_the_committed_results():
     assert TINY_RESULTS in RESULTS
     scores = read_rows([folder / "scores.jsonl" for folder in RESULTS])
     assert between("headline") == "\n".join(readme.headline(scores))
-    assert between("costs") == "\n".join(readme.costs(RESULTS))
+    assert between("costs", RESULTS_PAGE.read_text()) == "\n".join(readme.costs(RESULTS))
     assert between("words") == "\n".join(readme.words(scores))
     assert between("retention") == "\n".join(readme.benchmarks(RESULTS))
 

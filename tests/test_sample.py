@@ -123,7 +123,9 @@ def test_each_distinct_prefix_is_read_once(model, prompt_ids, end):
 
 def test_the_walk_never_has_more_rows_than_its_budget(model, prompt_ids, end):
     numbers = random_numbers(3 * 60, 8)
-    passes = rows_of_each_pass(model, lambda: trie.walk(model, prompt_ids, [end], numbers, rows=16))
+    passes = rows_of_each_pass(
+        model, lambda: trie.walk(model, prompt_ids, [end], numbers, at_once=16)
+    )
     assert max(passes) <= 16
 
 
@@ -159,7 +161,7 @@ def chi_square(observed: Counter, expected: dict, n: int) -> float:
 def test_first_tokens_follow_the_full_softmax(model, prompt_ids, end):
     probs = plain_probs(model, prompt_ids[0])
     numbers = random_numbers(20_000, 1)
-    paths = trie.walk(model, prompt_ids[:1], [end], numbers, rows=4096)
+    paths = trie.walk(model, prompt_ids[:1], [end], numbers, at_once=4096)
     counts = Counter(token for (token,) in paths)
     assert counts.total() == 20_000
     assert chi_square(counts, dict(enumerate(probs)), 20_000) > 1e-3
@@ -183,7 +185,7 @@ def test_answers_follow_the_exact_probabilities(model, prompt_ids, end):
         unfinished = dict(most_probable)
 
     numbers = random_numbers(20_000, 3, seed=1)
-    paths = trie.walk(model, prompt_ids[:1], [end], numbers, rows=4096)
+    paths = trie.walk(model, prompt_ids[:1], [end], numbers, at_once=4096)
     counts = Counter(tuple(path) for path in paths)
     assert counts.total() == 20_000
     assert len(counts) > 10

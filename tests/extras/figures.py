@@ -298,7 +298,7 @@ def families(plt, numbers: list[dict], styles: dict[str, Style]):
 def read_results(files: list[Path]) -> list[dict]:
     """The rows of one model and seed. Raises InputError for several, or for different prompts."""
     # The shell's *.jsonl also finds logs and scores. If it finds nothing else, say what they lack.
-    files = [file for file in files if file.stem not in metrics.OTHERS] or files
+    files = [file for file in files if file.stem not in metrics.NOT_DRAWS] or files
     keys = ("id", "model", "method", "axis", "draws")
     rows = distributions.read_rows(files, keys, metrics.name_of_row)
     metrics.check_same_prompts(rows)
