@@ -57,10 +57,14 @@ BINS = 16384  # canonical outputs; soft keeps only 1001, because it builds a tri
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers.
 
-    Returns {"prompt": its token ids, "answers": a list of `draws`, enough for all epochs}. An answer
-    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: the loss that a
-    perfect sampler would have on this answer; on average, about the target's entropy), and whatever
-    collate() needs: here, nothing else.
+    Returns the prompt's token ids, and `draws` answers, which are enough for all epochs:
+
+        {"prompt": [...], "answers": [{"path": ..., "weight": ..., "floor": ..., ...}, ...]}
+
+    path     the answer's tokens
+    weight   its weight in the batch mean
+    floor    a perfect sampler's loss on this answer (optional)
+    ...      whatever collate() needs: here, nothing
     """
     texts, perfect = distributions.sample_outputs(row, draws, rng, BINS)
     answers = []

@@ -57,10 +57,14 @@ BINS = 1001  # canonical outputs of a continuous distribution
 def prepare(tokenizer, end: int, row: dict, draws: int, rng: np.random.Generator) -> dict:
     """Sample a prompt's answers and work out their targets.
 
-    Returns {"prompt": its token ids, "answers": a list of `draws`, enough for all epochs}. An answer
-    has a `path` (its tokens), a `weight` in the batch mean, the `floor` (optional: the loss that a
-    perfect sampler would have, on average over the prompt's outputs), and whatever collate() needs:
-    here, the targets after each of its prefixes.
+    Returns the prompt's token ids, and `draws` answers, which are enough for all epochs:
+
+        {"prompt": [...], "answers": [{"path": ..., "weight": ..., "floor": ..., ...}, ...]}
+
+    path     the answer's tokens
+    weight   its weight in the batch mean
+    floor    a perfect sampler's loss, on average over the outputs (optional)
+    ...      whatever collate() needs: here, `targets` after each of its prefixes
 
     >>> row = {"family": "bernoulli", "params": {"p": 0.5}, "prompt": "Toss a coin."}
     >>> _, tokenizer, end = trie.load("tests/tiny")
