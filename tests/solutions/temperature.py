@@ -170,7 +170,7 @@ def draw_panel(axes, panel: Panel, places: dict[str, tuple[float, float]]) -> No
         axes.annotate(label, place, xytext=offset, textcoords="offset points", ha=side)
     axes.set(title=panel.title, xlabel="share of valid answers", ylabel=panel.label)
     axes.margins(0.2)
-    axes.set_xlim(min(0.8, axes.get_xlim()[0]), 1.04)
+    axes.set_xlim(min(0.8, axes.get_xlim()[0]), 1.06)
     axes.grid(alpha=0.3)
 
 
