@@ -105,7 +105,9 @@ def test_the_tables_are_those_of_the_committed_results():
     assert TINY_RESULTS in RESULTS
     scores = read_rows([folder / "scores.jsonl" for folder in RESULTS])
     assert between("headline") == "\n".join(readme.headline(scores))
-    assert between("costs", RESULTS_PAGE.read_text()) == "\n".join(readme.costs(RESULTS))
+    details = RESULTS_PAGE.read_text()
+    assert between("costs", details) == "\n".join(readme.costs(RESULTS))
+    assert between("speeds", details) == "\n".join(readme.speeds(RESULTS))
     assert between("words") == "\n".join(readme.words(scores))
     assert between("retention") == "\n".join(readme.benchmarks(RESULTS))
 

@@ -8,13 +8,15 @@ A file may have any of these pairs of marker lines. Nothing outside them is chan
 
 <!-- headline --> … <!-- /headline -->      base, soft and a perfect sampler of each model
 <!-- costs --> … <!-- /costs -->            what each training run cost, and with which options
+<!-- speeds --> … <!-- /speeds -->          how much faster the kit is than plain code (speed.py)
 <!-- words --> … <!-- /words -->            the lists and choices of tests/solutions/mixed.py
 <!-- retention --> … <!-- /retention -->    the benchmarks and perplexities of retention.py
 <!-- board --> … <!-- /board -->            the objectives that board.py ranked, from --board FILE
 
-The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and its
-retention.jsonl, if there is one (a copy of what retention.py wrote to retention/scores.jsonl). The
-tables follow the order of the folders. All scores come from metrics.py, retention.py and board.py.
+The script reads the scores.jsonl of each folder, the run.json and log.jsonl of its methods, and, if
+they exist, its speed.jsonl and retention.jsonl (a copy of what retention.py wrote to
+retention/scores.jsonl). The tables follow the order of the folders. All figures come from
+metrics.py, retention.py, speed.py and board.py.
 """
 
 import json
@@ -171,15 +173,28 @@ def costs(folders: list[Path]) -> list[str]:
     return table(lines)
 
 
-def retention_files(folders: list[Path]) -> list[Path]:
-    files = [folder / "retention.jsonl" for folder in folders]
+def files_named(name: str, folders: list[Path]) -> list[Path]:
+    """The files of that name in the folders that have one."""
+    files = [folder / name for folder in folders]
     return [file for file in files if file.exists()]
+
+
+def speeds(folders: list[Path]) -> list[str]:
+    """A table with a line for each stage that speed.py measured on a model."""
+    lines = [["model", "stage", "plain code", "the kit", "ratio", "hardware"]]
+    for file in files_named("speed.jsonl", folders):
+        for row in distributions.read_rows([file]):
+            model = Path(row["model"]).name
+            seconds = [f"{row[key]:.2g} s" for key in ("plain_seconds", "seconds")]
+            hardware = f"{row['threads']} thread, {row['device']}"
+            lines.append([model, row["name"], *seconds, f"{row['ratio']:.1f}", hardware])
+    return table(lines)
 
 
 def benchmarks(folders: list[Path]) -> list[str]:
     """A table of retention.py for each model that has one, below the model's name."""
     lines = []
-    for file in retention_files(folders):
+    for file in files_named("retention.jsonl", folders):
         rows = distributions.read_rows([file])
         name = Path(rows[0]["model"]).name
         lines += [f"`{name}`:", "", *retention.table(rows), ""]
@@ -321,7 +336,9 @@ def main() -> None:
     keys = ("model", "method", "axis", "split", "metric", "value", "n")
     scores = distributions.read_rows([folder / "scores.jsonl" for folder in folders], keys)
     blocks = {"headline": headline(scores), "costs": costs(folders), "words": words(scores)}
-    if retention_files(folders):
+    if files_named("speed.jsonl", folders):
+        blocks["speeds"] = speeds(folders)
+    if files_named("retention.jsonl", folders):
         blocks["retention"] = benchmarks(folders)
     if args.board:
         blocks["board"] = board(distributions.read_rows([args.board], ("rank", "method")))
