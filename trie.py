@@ -321,7 +321,6 @@ def prefill(model, prompts: list[list[int]]) -> Context:
 
         head ... head  PAD  PAD  Gaussian ...
         head ... head  Beta-Binomial      ...
-
     """
     head = []
     if len(prompts) > 1 and not slides_window(model):  # a sliding window needs whole prompts
