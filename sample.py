@@ -10,17 +10,17 @@ To try it in seconds:
     python distributions.py --out runs/data
     python sample.py numbers --model tests/tiny --prompts runs/data/ood.jsonl --n 100 --out a.jsonl
 
-There are three axes of measurement. `numbers` sends the number prompts from a file, `open` asks
-102 questions such as "Name a random bird", and `mcq` asks the model many times to write an exam
-question with four options, to see whether A, B, C and D are correct equally often.
+There are three kinds of measurement, called axes. `numbers` sends number prompts from files; `open`
+asks 102 questions such as "Name a random bird"; and `mcq` asks the model many times to write an
+exam question with four options, to see whether A, B, C and D are correct equally often.
 
 The script writes one row for each prompt: the prompt's row plus these keys.
 
     model, axis, seed   how the row was made
     method              the adapter's folder, "ssot", or both ("soft+ssot"); "base" if neither
     protocol            "ssot", if the model was prompted that way
-    bins                on the axis numbers: how many outputs the target's trie may have
-    weights             a short checksum that tells apart models with the same name
+    bins                on the axis numbers: the maximum number of outputs in the trie
+    weights             a short checksum of the model's files, or of its hub id
     draws               the raw answers, in the order drawn; one that was cut off ends in "…"
     tokens, seconds     what the row cost
 
@@ -121,7 +121,7 @@ SSOT = (
     "</thinking>, derive your answer from that string alone, so that over many strings {}. Last, "
     "put the answer, and ONLY the answer, between <answer> and </answer>."
 )
-SSOT_WORDS = {  # what fills the two gaps, for each axis that can be asked this way
+SSOT_WORDS = {  # what fills the two gaps, for each axis that supports SSOT
     "numbers": (
         "a random number",
         "the answers follow the distribution that was asked for",
@@ -185,11 +185,11 @@ def own_prompts(paths: list[str], axis: str) -> list[dict]:
 def scored_leaves(tree: trie.Trie, max_paths: int) -> tuple[np.ndarray, np.ndarray]:
     """The answers whose KL is computed, as leaves of the trie, and their weights in the average.
 
-    All of them or, if there are more than `max_paths`, those at that many evenly spaced quantiles.
-    The leaves are sorted, so these spread over the whole trie.
+    All of them or, if there are more than `max_paths`, those at `max_paths` evenly spaced
+    quantiles. Leaves are sorted, so quantiles spread over the whole trie.
     """
     if len(tree.probs) <= max_paths:
-        leaves = np.flatnonzero(tree.probs)  # an output of probability 0 has no targets (0/0)
+        leaves = np.flatnonzero(tree.probs)  # an output of probability 0 may have no targets (0/0)
         return leaves, tree.probs[leaves]
     quantiles = (np.arange(max_paths) + 0.5) / max_paths
     # A leaf that lies at several quantiles is computed once, and counts that many times.
@@ -221,8 +221,8 @@ def logit_kl(
     returns the KL and its form part; shape is the difference.
 
     The floor (trie.kl_floor) belongs to shape. If each digit is a token, all ten digits occur in
-    the trie of a continuous family, so a perfect sampler has m = 1. (If a token may hold several
-    digits, as Llama's does, many of them do not occur in it, so part of the floor is form.)
+    the trie of a continuous family, so a perfect sampler has m = 1. (In Llama's vocabulary, a token
+    may hold three digits. Many such tokens are not in the trie, so part of the floor is form.)
     """
     leaves, weights = scored_leaves(tree, max_paths)
     device = context.mask.device
@@ -283,10 +283,10 @@ def exact_open(tokenizer, context: trie.Context) -> dict:
 
 
 def exact_measures(model, tokenizer, end: int, row: dict, ids: list[int], args) -> dict:
-    """What is measured without draws on this axis, if anything. ids: the tokens of the prompt."""
+    """The exact measures of this axis; {} if it has none. ids are the tokens of the prompt."""
     if args.axis == "mcq" or args.protocol:  # with ssot, an answer begins with a random string
         return {}
-    context = trie.prefill(model, [ids])
+    context = trie.prefill(model, [ids])  # again, because walk() does not return its own
     if args.axis == "numbers":
         return exact_numbers(model, tokenizer, end, row, context, args)
     return exact_open(tokenizer, context)
@@ -302,7 +302,7 @@ def answer(model, tokenizer, end: int, prompts: list[dict], args) -> list[dict]:
         return []
     start = time.perf_counter()
     system = SSOT.format(*SSOT_WORDS[args.axis]) if args.protocol else ""
-    thinking = bool(args.protocol)
+    thinking = bool(args.protocol)  # with ssot, a reasoning model may think first
     ends = model.generation_config.eos_token_id
     ids = [trie.chat_ids(tokenizer, row["prompt"], system, thinking) for row in prompts]
     uniform = []
@@ -349,7 +349,7 @@ def draw(args, prompts: list[dict]) -> None:
 
     names = [adapter.name if adapter else None, args.protocol]
     method = "+".join(name for name in names if name) or "base"
-    # What an interrupted run must have in common with the one that continues it.
+    # An interrupted run continues only with the same prompts, model and adapter.
     inputs = {"prompts": checksum(distributions.to_jsonl(prompts))}
     inputs["model"] = trie.identity(args.model)
     if adapter:
@@ -366,7 +366,7 @@ def draw(args, prompts: list[dict]) -> None:
     def answer_some(some: list[dict]) -> list[dict]:
         return [row | origin for row in answer(model, tokenizer, end, some, args)]
 
-    together = max(1, args.rows // args.n)  # prompts per call of trie.walk
+    together = max(1, args.rows // args.n)  # prompts per call to trie.walk
     write_rows(Path(args.out), args, inputs, prompts, answer_some, together)
 
 
@@ -387,6 +387,8 @@ def write_rows(
     Until then they wait in FILE.partial. The same command continues from there; different options,
     inputs or code are an error. Several processes, started by `accelerate launch`, each answer
     `together` prompts at a time, and only the main process writes files.
+
+    (tests/extras/novelty.py uses this, too, with another answer_some. args are only recorded.)
     """
     processes = trie.processes()
     rank, world = processes.process_index, processes.num_processes
@@ -402,7 +404,8 @@ def write_rows(
     for start in range(0, len(todo), step):
         chunk = todo[start : start + step]
         own_share = chunk[rank::world]
-        rows = gather_object(answer_some(own_share))  # one list of the rows of all processes
+        # One list of the rows of all processes; each of them must get here, even without a prompt.
+        rows = gather_object(answer_some(own_share))
         if processes.is_main_process:
             with open(partial, "a", encoding="utf-8") as file:
                 file.write(distributions.to_jsonl(rows))
@@ -419,11 +422,11 @@ def write_rows(
 def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, dict]:
     """The finished rows of an interrupted run, by id; none if this is a new run.
 
-    What a run depends on is kept beside it: for numbers.jsonl, in numbers.run.json. Raises
-    InputError if that has changed since.
+    A record of everything that a run depends on is kept beside its output: for numbers.jsonl, in
+    numbers.run.json. Raises InputError if any of it has changed since.
     """
     record = out.with_name(f"{out.name.removesuffix('.jsonl')}.run.json")
-    # inputs has checksums for model, adapter and prompts; out and rows change no answer.
+    # inputs has checksums for model, adapter and prompts; out and rows do not matter.
     not_options = ("model", "adapter", "prompts", "out", "rows")
     options = {key: value for key, value in vars(args).items() if key not in not_options}
     scripts = (__file__, trie.__file__, distributions.__file__)
@@ -440,11 +443,14 @@ def start_or_resume(out: Path, partial: Path, args, inputs: dict) -> dict[str, d
             f"{partial} was made with different {' and '.join(differing)} (see {record}); "
             f"to start again, remove {partial}"
         )
-    # If the run was killed while it wrote, the last line is incomplete; it is cut off.
+    # If the run was killed while it wrote, the last line may be incomplete; it is cut off.
     size = partial.read_bytes().rfind(b"\n") + 1  # 0 if no line is complete
     os.truncate(partial, size)
-    rows = distributions.read_rows([partial]) if size else []
+    rows = distributions.read_rows([partial]) if size else []  # an empty file would be an error
     return {row["id"]: row for row in rows}
+
+
+# ------------------------------------------------------------------------------- command line
 
 
 def main() -> None:
@@ -464,17 +470,17 @@ def main() -> None:
             help="files of prompts: JSONL" + ("" if name == "numbers" else ", or a JSON list"),
         )
         add("--n", type=int, default=axis.n, help="answers to each prompt (%(default)s)")
+        cut_off = str(axis.max_tokens)
         if name in SSOT_WORDS:
             add("--protocol", choices=["ssot"], help="a system prompt: String Seed of Thought")
+            cut_off += f"; with ssot {SSOT_MAX_TOKENS}"
         else:
             sub.set_defaults(protocol=None)
         if name == "numbers":
             bins = distributions.MAX_BINS
             add("--bins", type=int, default=bins, help="outputs in the target's trie (%(default)s)")
             add("--paths", type=int, default=128, help="paths used for the logit KL (%(default)s)")
-        longest = f"cut answers off after this many tokens ({axis.max_tokens}"
-        longest += f"; with ssot {SSOT_MAX_TOKENS})" if name in SSOT_WORDS else ")"
-        add("--max-tokens", type=int, help=longest)
+        add("--max-tokens", type=int, help=f"cut answers off after this many tokens ({cut_off})")
         add("--rows", type=int, help="at most this many draws at once (1024; 256 for long answers)")
         add("--seed", type=int, default=0, help="seed for the draws (0)")
         add("--out", required=True, help="JSONL file to write")
