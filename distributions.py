@@ -236,7 +236,7 @@ def distribution(row: dict):
         values = [int(value) if value == int(value) else value for value in values]
         with np.errstate(all="ignore"):
             frozen = spec.dist(*spec.args(*values))
-            valid = not np.isnan(frozen.support()).any()  # scipy's answer to invalid parameters
+            valid = not np.isnan(frozen.support()).any()  # invalid parameters give nan
     except (ArithmeticError, TypeError, ValueError):  # such as 1 / 0, or a string
         valid = False
     if not valid:
@@ -275,7 +275,7 @@ class Lattice(NamedTuple):
     last: int
 
     def probability(self, k: np.ndarray) -> np.ndarray:
-        """The probability that an exact sample rounds to k / scale (`cdf` says where tails go)."""
+        """The probability that an exact sample rounds to k / scale. For the tails, see `cdf`."""
         return self.cdf(k + 0.5) - self.cdf(k - 0.5)
 
     def at_most(self, k: np.ndarray) -> np.ndarray:

@@ -292,7 +292,7 @@ def score_numbers(row: dict, answers: list[str]) -> dict[str, float]:
 
 
 def score_open(row: dict, answers: list[str]) -> dict[str, float | None]:
-    """An open question. unique_rate is a share of all answers, the last two of the valid ones."""
+    """An open question. top_share and number_rate are shares of the valid answers only."""
     counts = Counter(parse_answer(answer) for answer in answers)
     invalid = counts.pop(None, 0)
     valid = len(answers) - invalid

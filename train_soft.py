@@ -8,11 +8,11 @@ To try it in seconds, use the bundled model and 64 prompts:
     python train_soft.py --model tests/tiny --data runs/data/train.jsonl --out runs/try-soft \
         --limit 64 --epochs 1 --lr 2e-3
 
-The idea. A prompt asks for one random number from a known distribution. So for every prefix of an
-answer ("", "3", "3.", "3.1", ...) we know how probable each next token should be; the prefix trie
-in trie.py computes it. So there is no need to estimate these probabilities from
-samples. A sampled answer only decides which prefixes we visit; at each of them we pull the model's
-whole next-token distribution towards the target, with KL(target || model) as the loss.
+The idea. A prompt asks for one random number from a known distribution. This tells us how probable
+each next token should be after every prefix of an answer ("", "3", "3.", "3.1", ...); the prefix
+trie in trie.py computes it. So there is no need to estimate these probabilities from samples. A
+sampled answer only decides which prefixes we visit; at each of them we pull the model's whole
+next-token distribution towards the target, with KL(target || model) as the loss.
 
 The recipe is the paper's (arXiv 2605.11845): three epochs over 1988 prompts, in batches of at most
 32 (189 steps), with LoRA on the attention projections. The main differences from the paper's code

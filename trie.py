@@ -1,6 +1,6 @@
 r"""From answers to tokens: the prefix trie, chat prompts, and forward passes that share tokens.
 
-The canonical outputs of a prompt are the answers among which its target probability is divided. A
+The canonical outputs of a prompt are its possible answers, each with a known probability. A
 tokenizer turns each of them into a sequence of tokens, and together these sequences form a trie,
 with one leaf for each output. The probabilities of the outputs determine how probable each next
 token should be after every prefix. This is the token's target (arXiv 2605.11845, "soft"). With P(s)

@@ -62,7 +62,7 @@ def anchor(heading: str) -> str:
 def test_links_exist(page):
     links = re.findall(r"\]\(([^)]*)\)", page.read_text())
     links = [link for link in links if not link.startswith("http")]
-    assert links
+    assert len(links) >= (3 if page == PAGES[0] else 1)
     for link in links:
         path, _, heading = link.partition("#")
         target = page.parent / path if path else page
@@ -81,13 +81,16 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z0-9]+):", known, re.MULTILINE))
 
 
-def test_commands_exist():
-    text = "\n".join(page.read_text() for page in PAGES)
+def asked_of_make(text: str) -> set[str]:
     # A target such as models/NAME belongs to a pattern rule, which the database does not name.
     asked = set(re.findall(r"^make ([a-z0-9]+)\b(?!/)", text, re.MULTILINE))
-    asked |= set(re.findall(r"`make ([a-z0-9]+)\b(?!/)", text))
-    assert len(asked) > 5
-    assert asked - make_targets() == set()
+    return asked | set(re.findall(r"`make ([a-z0-9]+)\b(?!/)", text))
+
+
+def test_commands_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert len(asked_of_make(README)) > 5
+    assert asked_of_make(text) - make_targets() == set()
     scripts = set(re.findall(r"python ((?:tests/)?(?:[a-z]+/)?[a-z_]+\.py)", text))
     scripts.remove("train_mine.py")  # the reader's own
     assert len(scripts) >= 2
